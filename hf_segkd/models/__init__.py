@@ -1,0 +1,209 @@
+"""Segmentation models: those of this library, registered with the Auto classes, and any native one."""
+
+from dataclasses import fields as dataclass_fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
+
+from .espnet import ESPNetConfig, ESPNetForSemanticSegmentation
+from .image_processing import SegmentationImageProcessor
+from .normalization import InputNormalization
+from .outputs import FEATURE_MODULES, OWN_PREFIX, SegmentationOutput, expose_features, output_shapes, segmentation_loss
+
+__all__ = [
+    "FEATURE_MODULES",
+    "MODELS",
+    "PROCESSORS",
+    "ESPNetConfig",
+    "ESPNetForSemanticSegmentation",
+    "InputNormalization",
+    "SegmentationImageProcessor",
+    "SegmentationOutput",
+    "default_processor",
+    "expose_features",
+    "load_processor",
+    "load_segmenter",
+    "output_shapes",
+    "segmentation_loss",
+]
+
+MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
+    ESPNetConfig: ESPNetForSemanticSegmentation,
+}
+
+# Where the published weights want something else than RGB with ImageNet statistics.
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "segkd_espnet": {
+        "do_rescale": False,
+        "do_flip_channel_order": True,
+        "image_mean": (73.18188461, 82.93553322, 72.41519599),
+        "image_std": (45.3199, 46.1528, 44.9148),
+    },
+}
+
+for _config_class, _model_class in MODELS.items():
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(_config_class, _model_class, exist_ok=True)
+    AutoImageProcessor.register(
+        _config_class,
+        image_processor_classes={"pil": SegmentationImageProcessor, "torchvision": SegmentationImageProcessor},
+        exist_ok=True,
+    )
+
+
+def load_segmenter(
+    spec: str | dict[str, Any], id2label: dict[int, str] | None = None, **hub_kwargs: Any
+) -> PreTrainedModel:
+    """Load a segmentation model, or make a new one, that returns [`SegmentationOutput`].
+
+    Args:
+        spec (`str` or `dict`): A folder or Hub id, loaded in float32; or `{"model_type": "espnet", ...}` with fields
+            of its config, for a new model with random weights. Our models go by their short name (`"espnet"` for
+            `"segkd_espnet"`), native ones by theirs (`"segformer"`).
+        id2label (`dict[int, str]`, *optional*): Class names. A new model gets them; a loaded one must have as many.
+        hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, `trust_remote_code`, ...
+
+    Returns:
+        `PreTrainedModel`: In evaluation mode when loaded, in training mode when new.
+
+    Raises:
+        ValueError: Nothing to load at `spec`, damaged weights, weights missing or of another shape, another number of
+            classes, or an unknown model type or config field.
+    """
+    if isinstance(spec, dict):
+        return expose_features(_new_model(spec, id2label))
+    model = _pretrained_model(str(spec), **hub_kwargs)
+    if id2label is not None and len(id2label) != model.config.num_labels:
+        raise ValueError(
+            f"The model at '{spec}' has {model.config.num_labels} classes, the dataset {len(id2label)}. "
+            "Use a model trained on the same dataset."
+        )
+    return expose_features(model)
+
+
+def _pretrained_model(spec: str, **hub_kwargs: Any) -> PreTrainedModel:
+    folder = Path(spec)
+    if folder.is_file():
+        raise ValueError(
+            f"'{spec}' is a file, a model is a folder. Convert an original checkpoint with "
+            "`python scripts/convert_checkpoint.py CHECKPOINT FOLDER` and pass the folder."
+        )
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise _not_found(spec, "the folder has no config.json")
+    try:
+        model, report = AutoModelForSemanticSegmentation.from_pretrained(
+            spec, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **hub_kwargs
+        )
+    except OSError as error:
+        raise _not_found(spec, str(error).splitlines()[0]) from error
+    except SafetensorError as error:
+        raise ValueError(f"The weights in '{spec}' are damaged ({error}). Save or download them again.") from error
+    mismatched = [key for key, *_ in report["mismatched_keys"]]
+    if report["missing_keys"] or mismatched:
+        raise ValueError(
+            f"The weights in '{spec}' do not fill the model its config.json describes. "
+            f"Missing: {_list(report['missing_keys'])}. Of another shape: {_list(mismatched)}. "
+            "Use a folder saved by save_pretrained, with the config.json it was saved with."
+        )
+    return model
+
+
+def _not_found(spec: str, reason: str) -> ValueError:
+    return ValueError(
+        f"No model found at '{spec}' ({reason}). Looked for a folder with config.json and model.safetensors, then for "
+        "a Hub id. Check the path, or the id and the connection."
+    )
+
+
+def _new_model(spec: dict[str, Any], id2label: dict[int, str] | None) -> PreTrainedModel:
+    options = dict(spec)
+    model_type = _resolve_model_type(options.pop("model_type", None))
+    config_class = CONFIG_MAPPING[model_type]
+    known = {field.name for field in dataclass_fields(config_class)} | set(config_class.attribute_map) | {"num_labels"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        closest = get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"{config_class.__name__} has no field {_list(unknown)}. Did you mean '{closest}'? "
+            f"Its fields are the arguments of {config_class.__name__}."
+        )
+    if id2label is not None:
+        if options.get("num_labels", len(id2label)) != len(id2label):
+            raise ValueError(
+                f"num_labels is {options['num_labels']} but the dataset has {len(id2label)} classes. Leave it out."
+            )
+        options |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+    try:
+        config = AutoConfig.for_model(model_type, **options)
+    except StrictDataclassError as error:
+        raise ValueError(f"Wrong type in the fields of '{model_type}': {' '.join(str(error).split())}") from error
+    return AutoModelForSemanticSegmentation.from_config(config)
+
+
+def _resolve_model_type(name: str | None) -> str:
+    for candidate in (f"{OWN_PREFIX}{name}", name):
+        if candidate in CONFIG_MAPPING and CONFIG_MAPPING[candidate] in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+            return candidate
+    names = [config.model_type.removeprefix(OWN_PREFIX) for config in MODELS]
+    names += sorted(set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) - set(names))
+    if name is None:
+        raise ValueError(f"A new model needs a model_type, one of {', '.join(names)}.")
+    closest = get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
+    raise ValueError(f"Unknown model_type '{name}'. Did you mean '{closest}'? Known: {', '.join(names)}.")
+
+
+def _list(keys: Any, limit: int = 8) -> str:
+    keys = sorted(keys)
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return (", ".join(keys[:limit]) or "none") + more
+
+
+def load_processor(spec_or_model: str | PreTrainedModel, **hub_kwargs: Any) -> BaseImageProcessor:
+    """Load the image processor saved beside a model, or make the one its kind of model was published with.
+
+    Args:
+        spec_or_model (`str` or `PreTrainedModel`): A folder, a Hub id, or a model, which remembers where it came from.
+        hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...
+
+    Returns:
+        `BaseImageProcessor`: The saved one; without, [`default_processor`] of the model's config.
+
+    Raises:
+        ValueError: Nothing to load at that place.
+    """
+    is_model = isinstance(spec_or_model, PreTrainedModel)
+    spec = spec_or_model.name_or_path if is_model else str(spec_or_model)
+    try:
+        if spec and cached_file(spec, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs):
+            return AutoImageProcessor.from_pretrained(spec, **hub_kwargs)
+        config = spec_or_model.config if is_model else AutoConfig.from_pretrained(spec, **hub_kwargs)
+    except OSError as error:
+        raise _not_found(spec, str(error).splitlines()[0]) from error
+    return default_processor(config)
+
+
+def default_processor(config: PreTrainedConfig) -> SegmentationImageProcessor:
+    """Processor for a model without a saved one, with `align_corners` of its config where it has that field.
+
+    Args:
+        config (`PreTrainedConfig`): ESPNet gets BGR 0..255 with the published CamVid and Cityscapes statistics, any
+            other model RGB with ImageNet's.
+    """
+    align_corners = config.to_dict().get("align_corners", False)
+    return SegmentationImageProcessor(**PROCESSORS.get(config.model_type, {}), align_corners=align_corners)

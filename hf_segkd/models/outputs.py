@@ -1,0 +1,160 @@
+"""What every segmentation model of the library returns, and how native Transformers models are made to return it."""
+
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+# The only place where the inside of a native model is named.
+FEATURE_MODULES = {"segformer": "decode_head.activation"}
+OWN_PREFIX = "segkd_"
+
+
+@dataclass
+class SegmentationOutput(ModelOutput):
+    """Output of a segmentation model, with the tensors that distillation compares.
+
+    Args:
+        loss (`torch.Tensor`, *optional*): Scalar cross-entropy, when labels were given.
+        logits (`torch.Tensor` of shape `(B, K, h, w)`): Class scores before upsampling to the image.
+        aux_logits (`torch.Tensor` of shape `(B, K, h', w')`, *optional*): Class scores of the auxiliary head.
+        features (`torch.Tensor` of shape `(B, C, h, w)`, *optional*): The map that the published methods distil.
+        hidden_states (`tuple[torch.Tensor, ...]`, *optional*): Encoder maps, shallow to deep, `(B, C_i, h_i, w_i)`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    aux_logits: Tensor | None = None
+    features: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+    def float(self) -> "SegmentationOutput":
+        """Copy with half-precision tensors cast to float32; float64 stays, and so does the graph."""
+        return SegmentationOutput(**{name: _to_float(value) for name, value in self.items()})
+
+
+def _to_float(value: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    if isinstance(value, tuple):
+        return tuple(_to_float(item) for item in value)
+    return value if value.dtype == torch.float64 else value.float()
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool) -> Tensor:
+    """Mean cross-entropy over the pixels that count, at the size of the labels.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, K, h, w)`): Class scores, upsampled bilinearly to the labels.
+        labels (`torch.Tensor` of shape `(B, H, W)`): Class ids, any integer type.
+        ignore_index (`int`): Label of the pixels to skip.
+        align_corners (`bool`): Whether the corner pixels of logits and labels coincide when upsampling.
+
+    Returns:
+        `torch.Tensor`: Scalar, a little over `log(K)` for an untrained ESPNet; zero with a graph if no pixel counts.
+    """
+    if logits.shape[-2:] != labels.shape[-2:]:
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
+    total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+class _FeatureHook:
+    """Keeps the output of one module during a forward pass and hands it out with the model's output."""
+
+    def __init__(self, model: PreTrainedModel, module: str | None):
+        self.module = module
+        self.features: Tensor | None = None
+        self.handles = [model.register_forward_hook(self.build)]
+        if module is not None:
+            self.handles.append(model.get_submodule(module).register_forward_hook(self.keep))
+
+    def keep(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            raise ValueError(
+                f"Module '{self.module}' returns {_describe(output)}, features must be a map of shape (B, C, h, w). "
+                "Name a module that returns one, such as the last activation of the head."
+            )
+        self.features = output
+
+    def build(self, model: nn.Module, inputs: tuple, output: Any) -> Any:
+        features, self.features = self.features, None
+        if isinstance(output, tuple):
+            return output
+        if self.module is not None and features is None:
+            raise ValueError(f"Module '{self.module}' did not run in this forward pass. Name one that always does.")
+        values = {field.name: output.get(field.name) for field in fields(SegmentationOutput)}
+        return SegmentationOutput(**(values if self.module is None else values | {"features": features}))
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _describe(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def expose_features(model: PreTrainedModel, module: str | None = None) -> PreTrainedModel:
+    """Make a segmentation model return [`SegmentationOutput`], with its features.
+
+    Models of this library do so already and are returned as they are. A native model gets two forward hooks, which
+    change neither its weights nor what it saves. Calling again changes nothing, or moves the features to `module`.
+
+    Args:
+        model (`PreTrainedModel`): Any model of `AutoModelForSemanticSegmentation`, changed in place.
+        module (`str`, *optional*): Path of the submodule whose output becomes `features`, as in `named_modules()`.
+            Known for SegFormer (before its dropout); other native models have `features=None` without it, which
+            limits distillation to the logits.
+
+    Returns:
+        `PreTrainedModel`: The same model. With `return_dict=False` it still returns its own tuple.
+
+    Raises:
+        ValueError: `module` is not a submodule; or, during a forward pass, it does not return a map or does not run.
+    """
+    model_type = model.config.model_type
+    hook = vars(model).get("_feature_hook")
+    if module is None and (hook is not None or model_type.startswith(OWN_PREFIX)):
+        return model
+    path = module or FEATURE_MODULES.get(model_type)
+    names = [name for name, _ in model.named_modules() if name]
+    if path is not None and path not in names:
+        closest = get_close_matches(path, names, n=3, cutoff=0.3)
+        raise ValueError(
+            f"{type(model).__name__} has no module '{path}' to take features from. "
+            f"Closest names: {', '.join(closest) or 'none'}; `model.named_modules()` lists all {len(names)}."
+        )
+    if hook is not None:
+        hook.remove()
+    model._feature_hook = _FeatureHook(model, path)
+    return model
+
+
+@torch.no_grad()
+def output_shapes(model: PreTrainedModel, size: tuple[int, int]) -> dict[str, torch.Size]:
+    """Shapes of everything a model returns for one crop, found by running it once.
+
+    Args:
+        model (`PreTrainedModel`): A model that returns [`SegmentationOutput`]; left as it was found, each submodule's
+            training mode included.
+        size (`tuple[int, int]`): Height and width of the crop, in pixels.
+
+    Returns:
+        `dict[str, torch.Size]`: Shapes at batch size 1 under `"logits"`, `"aux_logits"`, `"features"`,
+        `"hidden_states.0"`, ...; what the model does not return is absent.
+    """
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        crop = torch.zeros(1, 3, *size, device=model.device, dtype=model.dtype)
+        output = model(pixel_values=crop, output_hidden_states=True)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    hidden_states = output.hidden_states or ()
+    shapes = {name: value.shape for name, value in output.items() if isinstance(value, Tensor)}
+    return shapes | {f"hidden_states.{index}": value.shape for index, value in enumerate(hidden_states)}
