@@ -1,0 +1,152 @@
+"""Original checkpoints (`.pth`) to models of ours. A family of checkpoints is one table file and one line here."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
+
+from hf_segkd.conversion import espnet
+from hf_segkd.conversion.family import Family, StateDict
+
+__all__ = ["FAMILIES", "Family", "convert", "load_original", "recognise"]
+
+FAMILIES: tuple[Family, ...] = (espnet.FAMILY,)
+WRAPPERS = ("state_dict", "model", "net")
+
+
+def load_original(path: str | Path) -> StateDict:
+    """Read the tensors of a checkpoint without running any code from it.
+
+    Args:
+        path (`str` or `Path`): A file written by `torch.save`. An outer `state_dict`, `model` or `net` and the prefix
+            `module.` of wrapped models are taken off.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Original names, on the CPU.
+
+    Raises:
+        ValueError: No such file, a damaged one, one that needs code to open, or one that is no dict of tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"No checkpoint at '{path}': it is not a file. Give the path of the original .pth file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # On a damaged file the unpickler raises whatever the bytes lead it to: KeyError, struct.error, EOFError, ...
+    except Exception as error:
+        raise ValueError(_unreadable(path, error)) from error
+    while isinstance(content, dict) and (outer := [key for key in WRAPPERS if isinstance(content.get(key), dict)]):
+        content = content[outer[0]]
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"'{path}' holds a {type(content).__name__}, expected a state dict: names with tensors.")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"'{path}' is no state dict: its entry {key!r} is a {type(value).__name__}, not a tensor. "
+                f"Save the model's state dict alone, or under one of {', '.join(WRAPPERS)}."
+            )
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if "GLOBAL " in str(error):
+        name = str(error).split("GLOBAL ")[-1].split(" ")[0]
+        return (
+            f"'{path}' holds objects that need code to open ({name}), which is refused: opening them could run "
+            "anything. Where you trust it, open it with its own code and save `model.state_dict()`."
+        )
+    return (
+        f"'{path}' is damaged or no PyTorch checkpoint ({type(error).__name__} while reading {path.stat().st_size} "
+        "bytes). Download it again and compare its size with the source's."
+    )
+
+
+def recognise(state_dict: StateDict) -> Family:
+    """The family that a checkpoint belongs to.
+
+    Raises:
+        ValueError: None of `FAMILIES`.
+    """
+    for family in FAMILIES:
+        if family.matches(state_dict):
+            return family
+    raise ValueError(
+        f"Unknown checkpoint: its first keys are {_list(state_dict, limit=4)}. "
+        f"Known families: {', '.join(family.name for family in FAMILIES)}."
+    )
+
+
+def convert(state_dict: StateDict, id2label: dict[int, str] | None = None) -> PreTrainedModel:
+    """Make the model of an original checkpoint, its config inferred from the shapes.
+
+    Args:
+        state_dict (`dict[str, torch.Tensor]`): Original names, as [`load_original`] gives them.
+        id2label (`dict[int, str]`, *optional*): Names of the classes, as many as the checkpoint has.
+
+    Returns:
+        `PreTrainedModel`: In evaluation mode, every weight from the checkpoint.
+
+    Raises:
+        ValueError: An unknown family, missing or unexpected keys, shapes that do not fit, values that are not finite,
+            or another number of classes than names.
+    """
+    family = recognise(state_dict)
+    broken = [key for key, value in state_dict.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"The checkpoint has NaN or infinite values in {_list(broken)}: its training had diverged.")
+    model = AutoModelForSemanticSegmentation.from_config(_config(family, state_dict, id2label))
+    unexpected = [key for key in state_dict if family.translate(key) is None]
+    weights = {family.translate(key): value for key, value in state_dict.items() if key not in unexpected}
+    for operation in family.operations:
+        weights = operation(weights)
+    expected = model.state_dict()
+    # Written before torch 0.4.1, or by a norm layer that does not count its batches.
+    counters = {key: torch.tensor(0) for key in expected if key.endswith(".num_batches_tracked")}
+    weights = counters | weights
+    _check_keys(family, expected, weights, unexpected)
+    model.load_state_dict(weights, strict=True)
+    return model.eval()
+
+
+def _config(family: Family, state_dict: StateDict, id2label: dict[int, str] | None) -> PreTrainedConfig:
+    try:
+        config = family.config(state_dict)
+    except KeyError as error:
+        raise ValueError(
+            f"The checkpoint looks like {family.name} but lacks {error.args[0]}. Is the file complete?"
+        ) from error
+    if id2label is None:
+        return config
+    if len(id2label) != config.num_labels:
+        raise ValueError(
+            f"The checkpoint has {config.num_labels} classes, the dataset {len(id2label)}. "
+            "Name the dataset the checkpoint was trained on."
+        )
+    config.id2label = dict(id2label)
+    config.label2id = {name: index for index, name in id2label.items()}
+    return config
+
+
+def _check_keys(family: Family, expected: StateDict, weights: StateDict, unexpected: list[str]) -> None:
+    missing = [key for key in expected if key not in weights]
+    unexpected = unexpected + [key for key in weights if key not in expected]
+    if missing or unexpected:
+        raise ValueError(
+            f"The checkpoint looks like {family.name} but its keys do not fit. "
+            f"Missing (our names): {_list(missing)}. Unexpected: {_list(unexpected)}."
+        )
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if weights[key].shape != value.shape
+    ]
+    if shapes:
+        raise ValueError(f"The checkpoint looks like {family.name} but its shapes do not fit: {_list(shapes)}.")
+
+
+def _list(items: Any, limit: int = 8) -> str:
+    items = list(items)
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return (", ".join(items[:limit]) or "none") + more
