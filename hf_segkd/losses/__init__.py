@@ -1,0 +1,100 @@
+"""All losses by name. A new method is one file, one import and one entry here."""
+
+import difflib
+import inspect
+
+from torch import nn
+
+from hf_segkd.losses.at import ATLoss
+from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.cwd import CWDLoss
+from hf_segkd.losses.kd import KDLoss
+from hf_segkd.losses.task import TaskLoss
+
+LOSSES: dict[str, type[DistillationLoss]] = {
+    "task": TaskLoss,
+    "kd": KDLoss,
+    "cwd": CWDLoss,
+    "at": ATLoss,
+}
+
+__all__ = [
+    "LOSSES",
+    "ATLoss",
+    "CWDLoss",
+    "DistillationLoss",
+    "KDLoss",
+    "LossSetup",
+    "TaskLoss",
+    "build_losses",
+    "check_losses",
+    "pick",
+    "same_size",
+]
+
+Weight = float | dict[str, float]
+
+
+def check_losses(specs: dict[str, dict]) -> None:
+    """Check names, options and weights of a recipe's `losses` without building anything.
+
+    Args:
+        specs (`dict[str, dict]`): Name in the logs -> options. The name is the method unless the options hold a
+            `type`; `weight` is a number, or one number per term: `{"cwd_logits": {"type": "cwd", "weight": 3.0}}`.
+
+    Raises:
+        ValueError: On an unknown method or option (with the closest match) or a weight that is not a finite number.
+    """
+    if not specs:
+        raise ValueError("The recipe has no losses. Give at least `losses: {task: {}}`.")
+    for name, options in specs.items():
+        if not isinstance(options, dict):
+            raise ValueError(f"losses.{name} must be a mapping of options, got {options!r}. Write `{name}: {{}}`.")
+        if not name.isidentifier():
+            raise ValueError(f"losses.{name}: a loss name may hold letters, digits and underscores only.")
+        method = options.get("type", name)
+        if method not in LOSSES:
+            raise ValueError(f"Unknown loss {method!r}.{_hint(method, LOSSES)} Known losses: {', '.join(LOSSES)}.")
+        known = [*list(inspect.signature(LOSSES[method]).parameters)[1:], "weight", "type"]
+        for option in options:
+            if option not in known:
+                raise ValueError(
+                    f"Unknown option losses.{name}.{option}.{_hint(option, known)} Options of {method}: {', '.join(known)}."
+                )
+        _check_weight(name, options.get("weight", 1.0))
+
+
+def build_losses(specs: dict[str, dict], setup: LossSetup) -> tuple[nn.ModuleDict, dict[str, Weight]]:
+    """Build the losses of a recipe.
+
+    Args:
+        specs (`dict[str, dict]`): As [`check_losses`] describes; every option except `type` and `weight` goes to
+            the loss's constructor.
+        setup (`LossSetup`): Shapes of both models' outputs, classes, ignore index.
+
+    Returns:
+        `tuple[nn.ModuleDict, dict[str, float | dict[str, float]]]`: Modules by name, and their weights (default 1).
+
+    Raises:
+        ValueError: On unknown names or options, or when a loss refuses the setup.
+    """
+    check_losses(specs)
+    modules, weights = nn.ModuleDict(), {}
+    for name, options in specs.items():
+        arguments = {key: value for key, value in options.items() if key not in ("type", "weight")}
+        modules[name] = LOSSES[options.get("type", name)](setup, **arguments)
+        weights[name] = options.get("weight", 1.0)
+    return modules, weights
+
+
+def _check_weight(name: str, weight: Weight) -> None:
+    values = weight if isinstance(weight, dict) else {"": weight}
+    for term, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+            where = f"losses.{name}.weight" + (f".{term}" if term else "")
+            raise ValueError(f"{where} must be a finite number, got {value!r}.")
+
+
+def _hint(name: str, known) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

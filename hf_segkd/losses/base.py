@@ -1,0 +1,97 @@
+"""What every distillation loss is built from and how it is called."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_segkd.models.outputs import SegmentationOutput
+
+
+@dataclass(frozen=True)
+class LossSetup:
+    """Facts about student, teacher and data that a loss may need to build its parameters.
+
+    Args:
+        student (`dict[str, torch.Size]`): Shape of each output field for one crop, batch size 1, as
+            [`~hf_segkd.models.output_shapes`] returns it: `{"logits": (1, 19, 64, 128), "features": ...}`.
+        teacher (`dict[str, torch.Size]`, *optional*): The same for the teacher; empty when there is none.
+        num_labels (`int`): Number of classes K.
+        ignore_index (`int`, *optional*, defaults to `255`): Label value of pixels without a class.
+        align_corners (`bool`, *optional*, defaults to `True`): How the student's logits are upsampled to the image,
+            in training as in evaluation.
+    """
+
+    student: dict[str, torch.Size]
+    num_labels: int
+    teacher: dict[str, torch.Size] = field(default_factory=dict)
+    ignore_index: int = 255
+    align_corners: bool = True
+
+
+class DistillationLoss(nn.Module):
+    """Base class of all losses: parameters are made in `__init__` from a [`LossSetup`], never in `forward`.
+
+    `forward(student, teacher, labels)` gets two [`~hf_segkd.models.SegmentationOutput`]s, the teacher's without graph,
+    and labels `(B, H, W)` at image size. It returns a scalar or a dict of named scalars and keeps the dtype it is given.
+    Whatever happens (all pixels ignored, one image, unequal map sizes) the value is finite and has a graph.
+
+    Args:
+        setup (`LossSetup`): Shapes of both models' outputs, number of classes, ignore index.
+        layer (`str`, *optional*, defaults to `"features"`): Output field to compare: `"features"`, `"logits"`,
+            `"aux_logits"` or `"hidden_states.3"`.
+
+    Raises:
+        ValueError: If the student or the teacher has no such field.
+    """
+
+    paper: str = ""
+    citation: str = ""
+    needs_teacher: bool = True
+
+    def __init__(self, setup: LossSetup, layer: str = "features"):
+        super().__init__()
+        self.setup, self.layer = setup, layer
+        if self.needs_teacher:
+            self.student_channels = _channels(setup.student, layer, "student")
+            self.teacher_channels = _channels(setup.teacher, layer, "teacher")
+
+    def forward(
+        self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor
+    ) -> Tensor | dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(student, teacher, labels).")
+
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Optimizer of the parameters that play against the student; `None` when they are trained with it."""
+        return None
+
+
+def pick(output: SegmentationOutput, layer: str) -> Tensor:
+    """Return the map named `layer` from a model's output, e.g. `"features"` or `"hidden_states.2"`."""
+    name, _, index = layer.partition(".")
+    value = output[name]
+    return value[int(index)] if index else value
+
+
+def same_size(x: Tensor, reference: Tensor) -> Tensor:
+    """Resize `x` (B, C, h, w) bilinearly (`align_corners=True`) to the height and width of `reference`, if they differ.
+
+    This is how a teacher of another stride is compared: its map moves to the student's grid.
+    """
+    if x.shape[-2:] == reference.shape[-2:]:
+        return x
+    return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def _channels(shapes: dict[str, torch.Size], layer: str, whose: str) -> int:
+    if layer not in shapes:
+        close = difflib.get_close_matches(layer, shapes, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"The {whose} has no output {layer!r}; it has {', '.join(sorted(shapes)) or 'none (no teacher given)'}.{hint}"
+        )
+    return shapes[layer][1]

@@ -1,0 +1,69 @@
+"""Channel-wise distillation."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.models.outputs import SegmentationOutput
+
+
+class CWDLoss(DistillationLoss):
+    """Channel-wise distillation: KL between spatial distributions, channel by channel.
+
+    A softmax at `temperature` turns each channel of a map into a distribution over its h·w positions; the teacher's is
+    the target: `temperature² / (B·C) · Σ_b Σ_c KL(teacher ‖ student)` with C the teacher's channels.
+
+    Args:
+        setup (`LossSetup`): Shapes of both models' outputs; a 1×1 projector without bias is added when channels differ.
+        temperature (`float`, *optional*, defaults to `4.0`): Softmax temperature, > 0. Paper: 4.
+        layer (`str`, *optional*, defaults to `"features"`): Field to compare, e.g. `"features"` or `"logits"`.
+        denominator (`str`, *optional*, defaults to `"teacher"`): Whose channels C counts. CIRKD's code counts the
+            `"student"`'s, which makes the loss teacher/student channels times larger when they differ.
+
+    Returns:
+        `torch.Tensor`: Scalar, in nats times temperature²; at least 0, and 0 when both agree.
+
+    Raises:
+        ValueError: If the temperature is not positive, the denominator unknown, or the logits' classes disagree.
+
+    Differs from the original: `log_softmax` instead of the log of a softmax, which is NaN where a probability
+    underflows; a teacher map of another size is resized to the student's.
+
+    Reference: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021,
+    https://huggingface.co/papers/2011.13256
+    """
+
+    paper = "https://huggingface.co/papers/2011.13256"
+    citation = """@inproceedings{shu2021channel,
+  title={Channel-wise Knowledge Distillation for Dense Prediction},
+  author={Shu, Changyong and Liu, Yifan and Gao, Jianfei and Yan, Zheng and Shen, Chunhua},
+  booktitle={ICCV},
+  year={2021}
+}"""
+
+    def __init__(
+        self, setup: LossSetup, temperature: float = 4.0, layer: str = "features", denominator: str = "teacher"
+    ):
+        super().__init__(setup, layer=layer)
+        if temperature <= 0:
+            raise ValueError(f"cwd: temperature must be positive, got {temperature}.")
+        if denominator not in ("teacher", "student"):
+            raise ValueError(f"cwd: denominator must be 'teacher' or 'student', got {denominator!r}.")
+        if "logits" in layer and self.student_channels != self.teacher_channels:
+            raise ValueError(
+                f"cwd: {layer} of student and teacher must have the same classes, got {self.student_channels} and "
+                f"{self.teacher_channels} channels. A learned projection between classes would hide a wrong teacher."
+            )
+        self.temperature = temperature
+        self.channels = self.teacher_channels if denominator == "teacher" else self.student_channels
+        self.projector = nn.Identity()
+        if self.student_channels != self.teacher_channels:
+            self.projector = nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1, bias=False)
+
+    def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
+        student_map = self.projector(pick(student, self.layer))
+        teacher_map = same_size(pick(teacher, self.layer), student_map)
+        student_log = (student_map.flatten(2) / self.temperature).log_softmax(dim=-1)
+        teacher_log = (teacher_map.flatten(2) / self.temperature).log_softmax(dim=-1)
+        divergence = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+        return divergence * self.temperature**2 / (len(student_map) * self.channels)

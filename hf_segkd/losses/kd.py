@@ -1,0 +1,70 @@
+"""Pixel-wise knowledge distillation on the logits."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_segkd.losses.base import DistillationLoss, LossSetup, same_size
+from hf_segkd.models.outputs import SegmentationOutput
+
+REDUCTIONS = ("pixel", "element", "cross_entropy_sum")
+
+
+class KDLoss(DistillationLoss):
+    """Pixel-wise KD: KL divergence from the teacher's class distribution to the student's, at every position.
+
+    `temperature² / (B·h·w) · Σ KL(softmax(teacher / temperature) ‖ softmax(student / temperature))`, at the student's
+    resolution. Ignored pixels take part: a teacher has an opinion about them too.
+
+    Args:
+        setup (`LossSetup`): Shapes of both models' logits; the numbers of classes must agree.
+        temperature (`float`, *optional*, defaults to `1.0`): Softmax temperature, > 0. CIRKD uses 1.
+        reduction (`str`, *optional*, defaults to `"pixel"`): How the sum is scaled, to translate published weights:
+            `"pixel"` as above (CIRKD, CSKD); `"element"` divides by the number of classes too and has no temperature²
+            (TorchDistiller); `"cross_entropy_sum"` is the cross-entropy with the teacher, divided by h·w but not
+            by B (Structured KD, temperature 1 only): its gradient is B times that of `"pixel"`.
+
+    Returns:
+        `torch.Tensor`: Scalar, in nats; at least 0 for the two KL forms, and 0 when both agree.
+
+    Raises:
+        ValueError: If the temperature is not positive, the reduction unknown or the classes disagree.
+
+    Differs from the original: a teacher map of another size is resized to the student's instead of failing.
+
+    Reference: Hinton et al., Distilling the Knowledge in a Neural Network, 2015, https://huggingface.co/papers/1503.02531;
+    per pixel: Liu et al., CVPR 2019, https://huggingface.co/papers/1903.04197
+    """
+
+    paper = "https://huggingface.co/papers/1503.02531"
+    citation = """@article{hinton2015distilling,
+  title={Distilling the Knowledge in a Neural Network},
+  author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
+  journal={arXiv preprint arXiv:1503.02531},
+  year={2015}
+}"""
+
+    def __init__(self, setup: LossSetup, temperature: float = 1.0, reduction: str = "pixel"):
+        super().__init__(setup, layer="logits")
+        if temperature <= 0:
+            raise ValueError(f"kd: temperature must be positive, got {temperature}.")
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"kd: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
+        if reduction == "cross_entropy_sum" and temperature != 1:
+            raise ValueError(f"kd: reduction 'cross_entropy_sum' is defined at temperature 1, got {temperature}.")
+        if self.student_channels != self.teacher_channels:
+            raise ValueError(
+                f"kd: student and teacher must have the same classes, got {self.student_channels} and "
+                f"{self.teacher_channels} logit channels."
+            )
+        self.temperature, self.reduction = temperature, reduction
+
+    def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
+        student_log = (student.logits / self.temperature).log_softmax(dim=1)
+        teacher_log = (same_size(teacher.logits, student.logits) / self.temperature).log_softmax(dim=1)
+        batch, classes, height, width = student_log.shape
+        if self.reduction == "cross_entropy_sum":
+            return -(teacher_log.exp() * student_log).sum() / (height * width)
+        divergence = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+        if self.reduction == "element":
+            return divergence / student_log.numel()
+        return divergence * self.temperature**2 / (batch * height * width)

@@ -1,0 +1,38 @@
+"""Cross-entropy with the labels: the only loss that needs no teacher."""
+
+from torch import Tensor
+
+from hf_segkd.losses.base import DistillationLoss, LossSetup
+from hf_segkd.models.outputs import SegmentationOutput, segmentation_loss
+
+
+class TaskLoss(DistillationLoss):
+    """Pixel-wise cross-entropy with the labels, at label size, plus the auxiliary head's.
+
+    Logits are upsampled bilinearly to the labels; the mean runs over the pixels that are not ignored.
+
+    Args:
+        setup (`LossSetup`): `num_labels`, `ignore_index` and `align_corners` (how logits are upsampled) are used.
+        aux_weight (`float`, *optional*, defaults to `0.4`): Weight of the auxiliary head's cross-entropy, for students
+            that have one. All four original repositories use 0.4.
+
+    Returns:
+        `torch.Tensor`: Scalar, in nats; log K for uniform logits. 0 (with a graph) when every pixel is ignored.
+
+    Differs from the original: a batch without a labelled pixel gives 0 instead of NaN.
+    """
+
+    needs_teacher = False
+
+    def __init__(self, setup: LossSetup, aux_weight: float = 0.4):
+        super().__init__(setup)
+        self.aux_weight = aux_weight
+
+    def forward(self, student: SegmentationOutput, teacher: SegmentationOutput | None, labels: Tensor) -> Tensor:
+        loss = self._cross_entropy(student.logits, labels)
+        if student.aux_logits is not None and self.aux_weight:
+            loss = loss + self.aux_weight * self._cross_entropy(student.aux_logits, labels)
+        return loss
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return segmentation_loss(logits, labels, self.setup.ignore_index, self.setup.align_corners)

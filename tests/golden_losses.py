@@ -1,0 +1,89 @@
+"""How each method of the golden loss vectors is called in this library."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from hf_segkd.losses import ATLoss, CWDLoss, KDLoss, LossSetup, TaskLoss
+from hf_segkd.models import SegmentationOutput
+
+FOLDER = Path(os.environ.get("HF_SEGKD_GOLDEN", Path(__file__).parent / "golden")) / "losses"
+
+
+def setup(student: torch.Tensor, teacher: torch.Tensor | None, layer: str, ignore_index: int = 255) -> LossSetup:
+    teacher_shapes = {} if teacher is None else {layer: teacher.shape}
+    return LossSetup(
+        {layer: student.shape}, num_labels=student.shape[1], teacher=teacher_shapes, ignore_index=ignore_index
+    )
+
+
+def task(tensors, hparams):
+    logits, aux = tensors["in.logits_s"], tensors.get("in.aux_s")
+    loss = TaskLoss(setup(logits, None, "logits", hparams["ignore_index"]))
+    return loss, loss(SegmentationOutput(logits=logits, aux_logits=aux), None, tensors["in.labels"])
+
+
+def kd(reduction):
+    def call(tensors, hparams):
+        student, teacher = tensors["in.logits_s"], tensors["in.logits_t"]
+        loss = KDLoss(setup(student, teacher, "logits"), hparams.get("temperature", 1.0), reduction)
+        return loss, loss(SegmentationOutput(logits=student), SegmentationOutput(logits=teacher), None)
+
+    return call
+
+
+def cwd(denominator):
+    def call(tensors, hparams):
+        student, teacher = tensors["in.s"], tensors["in.t"]
+        loss = CWDLoss(setup(student, teacher, "features"), hparams["temperature"], denominator=denominator)
+        weight = tensors.get("in.align.weight", tensors.get("param.conv.weight"))
+        if weight is not None:
+            loss.projector.weight = torch.nn.Parameter(weight.detach().clone())
+        return loss, loss(SegmentationOutput(features=student), SegmentationOutput(features=teacher), None)
+
+    return call
+
+
+def at(tensors, hparams):
+    student, teacher = tensors["in.feat_s"], tensors["in.feat_t"]
+    loss = ATLoss(setup(student, teacher, "features"))
+    return loss, loss(SegmentationOutput(features=student), SegmentationOutput(features=teacher), None)
+
+
+METHODS = {
+    "task_ce": task,
+    "task_dsn": task,
+    "kd_kl": kd("pixel"),
+    "kd_kl_elementmean": kd("element"),
+    "kd_ce_sum_over_hw": kd("cross_entropy_sum"),
+    "cwd_cirkd": cwd("student"),
+    "cwd_torchdistiller": cwd("teacher"),
+    "cwd_teacher_channels": cwd("teacher"),
+    "at": at,
+}
+# Where a golden tensor lives in our module.
+PARAMETERS = {"in.align.weight": "projector.weight", "param.conv.weight": "projector.weight"}
+
+
+def offered(case: dict) -> bool:
+    """Whether the library has this variant: of CWD the channel norm with KL; KD without upsampling first."""
+    hparams = case["hparams"]
+    channel_kl = (hparams.get("norm_type", "channel"), hparams.get("divergence", "kl")) == ("channel", "kl")
+    return case["method"] in METHODS and channel_kl and not hparams.get("upsample", False)
+
+
+def cases() -> list[dict]:
+    manifest = json.loads((FOLDER / "manifest.json").read_text())
+    return [case for case in manifest["cases"] if offered(case) and (FOLDER / case["file"]).is_file()]
+
+
+def load(case: dict) -> dict[str, torch.Tensor]:
+    """The case's tensors; those with a golden gradient are leaves that require one."""
+    tensors = load_file(FOLDER / case["file"])
+    for key in list(tensors):
+        if f"grad.{key}" in tensors:
+            tensors[key].requires_grad_()
+    return tensors
