@@ -1,0 +1,68 @@
+"""Training arguments of a distillation run."""
+
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from hf_segkd.losses import check_losses
+
+
+@dataclass
+class DistillationConfig(TrainingArguments):
+    """[`~transformers.TrainingArguments`] plus the losses, with the defaults that segmentation runs need.
+
+    Args:
+        losses (`dict`, *optional*, defaults to `{"task": {}}`): Name -> options, see
+            [`~hf_segkd.losses.check_losses`]. The default is plain training.
+        keep_checkpoints (`bool`, *optional*, defaults to `False`): Keep `checkpoint-*` after a finished run. By
+            default they go: the final folder holds the best student and no training state.
+
+    Raises:
+        ValueError: On unknown losses, options or weights.
+
+    Defaults that differ from `TrainingArguments`: `remove_unused_columns=False` (images are columns),
+    `dataloader_drop_last=True`, SGD with momentum 0.9, the polynomial schedule of power 0.9 down to 0, no gradient
+    clipping (all four originals), 10 evaluations per run, and the checkpoint with the best mIoU is the result.
+    """
+
+    losses: dict | str | None = field(default_factory=lambda: {"task": {}}, metadata={"help": "Losses by name."})
+    keep_checkpoints: bool = field(default=False, metadata={"help": "Keep checkpoint-* folders of a finished run."})
+
+    remove_unused_columns: bool = False
+    dataloader_drop_last: bool = True
+    ddp_broadcast_buffers: bool | None = False
+    ddp_find_unused_parameters: bool | None = False
+    optim: str = "sgd"
+    optim_args: str | None = None
+    lr_scheduler_type: str = "polynomial"
+    lr_scheduler_kwargs: dict | str | None = None
+    max_grad_norm: float = 0.0
+    eval_strategy: str = "steps"
+    eval_steps: float | None = 0.1
+    save_strategy: str = "steps"
+    save_steps: float = 0.1
+    save_total_limit: int | None = 2
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "mean_iou"
+    greater_is_better: bool | None = True
+    batch_eval_metrics: bool = True
+    per_device_eval_batch_size: int = 1
+    logging_steps: float = 50
+    logging_nan_inf_filter: bool = False
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "losses"]
+
+    def __post_init__(self):
+        if self.optim == "sgd" and self.optim_args is None:
+            self.optim_args = "momentum=0.9"
+        if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
+        self.label_names = self.label_names or ["labels"]
+        if self.disable_tqdm is None:  # a bar in a log file is a megabyte of carriage returns
+            self.disable_tqdm = not sys.stderr.isatty()
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
+        super().__post_init__()
+        check_losses(self.losses)

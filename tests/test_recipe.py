@@ -1,0 +1,101 @@
+"""Recipes: merging, overrides, types and refusals."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hf_segkd.config import DistillationConfig
+from hf_segkd.recipe import dump, load_yaml, merge, parse
+
+RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
+
+
+@dataclass
+class Options:
+    dataset: str
+    student: dict | str | None = None
+    rate: float = 0.1
+    crop: list[int] = field(default_factory=lambda: [8, 8])
+    flip: bool = True
+    losses: dict | str | None = None
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_later_recipes_win_and_flags_win_over_recipes(tmp_path):
+    """The order in the command is the only inheritance there is."""
+    first = write(tmp_path, "a.yaml", "dataset: camvid\nrate: 1e-4\nlosses: {task: {}, kd: {weight: 1}}\n")
+    second = write(tmp_path, "b.yaml", "rate: 2e-3\nlosses: {kd: {temperature: 4}}\n")
+    argv = [first, second, "--dataset", "voc", "--losses.kd.weight", "3e0", "--crop", "4", "6"]
+    (options,), recipe = parse((Options,), argv)
+    assert (options.dataset, options.rate, options.crop) == ("voc", 2e-3, [4, 6])
+    assert options.losses == {"task": {}, "kd": {"weight": 3.0, "temperature": 4}}
+    assert recipe["dataset"] == "voc" and recipe["crop"] == [4, 6] and recipe["losses"] == options.losses
+
+
+def test_merged_recipe_alone_gives_the_same_run(tmp_path):
+    """output_dir/recipe.yaml is the record of a run; it must be enough to run it again."""
+    first = write(tmp_path, "a.yaml", "dataset: camvid\nstudent: {model_type: espnet, depths: [1, 2]}\n")
+    argv = [first, "--rate", "1e-5", "--no_flip", "--losses.cwd.weight", "3", "--student.use_decoder", "false"]
+    (options,), recipe = parse((Options,), argv)
+    dump(recipe, tmp_path / "recipe.yaml")
+    (again,), _ = parse((Options,), [str(tmp_path / "recipe.yaml")])
+    assert again == options
+    assert again.student == {"model_type": "espnet", "depths": [1, 2], "use_decoder": False} and again.flip is False
+
+
+def test_yaml_reads_scientific_notation_as_numbers_and_yes_as_text():
+    """Plain PyYAML reads 1e-4 as a string and a class called `no` as False."""
+    assert load_yaml("[1e-4, 2.5E+3, -1.e-2, 7, true, yes, no, 1.0, .5]") == [
+        *(1e-4, 2500.0, -0.01, 7, True, "yes", "no", 1.0, 0.5)
+    ]
+
+
+def test_merge_leaves_its_arguments_alone():
+    """A recipe used twice in one process must not remember the first run."""
+    base = {"losses": {"kd": {"weight": 1}}}
+    assert merge(base, {"losses": {"kd": {"weight": 2}}}) == {"losses": {"kd": {"weight": 2}}}
+    assert base == {"losses": {"kd": {"weight": 1}}}
+
+
+@pytest.mark.parametrize(
+    "text, flags, message",
+    [
+        ("dataset: camvid\nstudnet: x\n", [], "Unknown key in the recipe: 'studnet'. Did you mean 'student'?"),
+        ("dataset: camvid\n", ["--crop_sise", "3"], "Unknown key in the recipe: 'crop_sise'."),
+        ("dataset: camvid\n", ["--rate", "fast"], "rate"),
+        ("dataset: camvid\nrate: fast\n", [], "rate"),
+        ("- a\n", [], "must hold a mapping"),
+        ("a: [1\n", [], "is not valid YAML"),
+        ("rate: 1\n", [], "dataset"),
+    ],
+)
+def test_wrong_recipes_are_refused_with_the_reason(tmp_path, text, flags, message):
+    """A key that nobody reads would silently train something else."""
+    with pytest.raises(ValueError) as error:
+        parse((Options,), [write(tmp_path, "recipe.yaml", text), *flags])
+    assert message in str(error.value)
+
+
+def test_missing_recipe_file_is_named():
+    """argparse would call it an unrecognised argument."""
+    with pytest.raises(ValueError, match="Recipe 'nowhere.yaml' does not exist"):
+        parse((Options,), ["nowhere.yaml"])
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_recipe_is_read_and_says_where_its_numbers_come_from(path, tmp_path):
+    """A recipe that no test reads is broken by the next renamed option."""
+    text = path.read_text()
+    assert text.startswith("# ")
+    keys = load_yaml(text)
+    known = {"dataset", "student", "teacher", "data_dir", "crop_size", "scale_range", "dataset_config"}
+    config = DistillationConfig(
+        output_dir=str(tmp_path), use_cpu=True, **{key: value for key, value in keys.items() if key not in known}
+    )
+    assert config.losses
