@@ -47,7 +47,7 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[tuple, di
     earlier ones, flags over files.
 
     Args:
-        dataclass_types (`tuple[type, ...]`): Dataclasses that own the keys, e.g. `(ScriptArguments, DistillationConfig)`.
+        dataclass_types (`tuple[type, ...]`): Dataclasses that own the keys: `(ScriptArguments, DistillationConfig)`.
         argv (`list[str]`): Arguments without the program's name.
 
     Returns:

@@ -59,7 +59,8 @@ def check_losses(specs: dict[str, dict]) -> None:
         for option in options:
             if option not in known:
                 raise ValueError(
-                    f"Unknown option losses.{name}.{option}.{_hint(option, known)} Options of {method}: {', '.join(known)}."
+                    f"Unknown option losses.{name}.{option}.{_hint(option, known)} "
+                    f"Options of {method}: {', '.join(known)}."
                 )
         _check_weight(name, options.get("weight", 1.0))
 

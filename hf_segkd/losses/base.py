@@ -37,7 +37,7 @@ class DistillationLoss(nn.Module):
     """Base class of all losses: parameters are made in `__init__` from a [`LossSetup`], never in `forward`.
 
     `forward(student, teacher, labels)` gets two [`~hf_segkd.models.SegmentationOutput`]s, the teacher's without graph,
-    and labels `(B, H, W)` at image size. It returns a scalar or a dict of named scalars and keeps the dtype it is given.
+    and labels `(B, H, W)` at image size. It returns a scalar or a dict of named scalars, in the dtype it is given.
     Whatever happens (all pixels ignored, one image, unequal map sizes) the value is finite and has a graph.
 
     Args:
@@ -78,7 +78,7 @@ def pick(output: SegmentationOutput, layer: str) -> Tensor:
 
 
 def same_size(x: Tensor, reference: Tensor) -> Tensor:
-    """Resize `x` (B, C, h, w) bilinearly (`align_corners=True`) to the height and width of `reference`, if they differ.
+    """Resize `x` (B, C, h, w) bilinearly (`align_corners=True`) to the height and width of `reference`.
 
     This is how a teacher of another stride is compared: its map moves to the student's grid.
     """
@@ -92,6 +92,6 @@ def _channels(shapes: dict[str, torch.Size], layer: str, whose: str) -> int:
         close = difflib.get_close_matches(layer, shapes, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"The {whose} has no output {layer!r}; it has {', '.join(sorted(shapes)) or 'none (no teacher given)'}.{hint}"
+            f"The {whose} has no output {layer!r}.{hint} It has {', '.join(sorted(shapes)) or 'none: none was given'}."
         )
     return shapes[layer][1]

@@ -10,8 +10,8 @@ from hf_segkd.models.outputs import SegmentationOutput
 class CWDLoss(DistillationLoss):
     """Channel-wise distillation: KL between spatial distributions, channel by channel.
 
-    A softmax at `temperature` turns each channel of a map into a distribution over its h·w positions; the teacher's is
-    the target: `temperature² / (B·C) · Σ_b Σ_c KL(teacher ‖ student)` with C the teacher's channels.
+    A softmax at `temperature` turns each channel of a map into a distribution over its h·w positions; the teacher's
+    is the target: `temperature² / (B·C) · Σ_b Σ_c KL(teacher ‖ student)` with C the teacher's channels.
 
     Args:
         setup (`LossSetup`): Shapes of both models' outputs; a 1×1 projector without bias is added when channels differ.

@@ -1,0 +1,242 @@
+"""Trainer that distils."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_segkd.config import DistillationConfig
+from hf_segkd.confusion import confusion_matrices, scores
+from hf_segkd.data.transforms import collate
+from hf_segkd.distiller import Distiller, loss_setup, upsamples_with_align_corners
+from hf_segkd.evaluation import upsampled_argmax
+from hf_segkd.losses import build_losses
+from hf_segkd.models import InputNormalization, load_processor
+
+LOSSES_FILE = "losses.safetensors"
+
+
+class DistillationTrainer(Trainer):
+    """[`~transformers.Trainer`] for a student, with or without a teacher.
+
+    The trained module is a [`~hf_segkd.distiller.Distiller`] (student and losses); the teacher stays outside: frozen,
+    in eval mode, never wrapped and never saved. Checkpoints hold the student, which anyone can load with
+    `from_pretrained`, and `losses.safetensors` beside it.
+
+    Args:
+        student (`PreTrainedModel`): From [`~hf_segkd.models.load_segmenter`].
+        teacher (`PreTrainedModel`, *optional*): From the same function; `None` trains with the labels alone.
+        args (`DistillationConfig`): Training arguments and losses.
+        losses (`dict[str, DistillationLoss]`, *optional*): Your own modules; defaults to those of `args.losses`.
+        train_dataset, eval_dataset (`torch.utils.data.Dataset`): Items with uint8 RGB `pixel_values` (3, h, w) and
+            int64 `labels` (h, w), e.g. [`~hf_segkd.data.SegmentationDataset`].
+        processing_class (*optional*): The student's image processor; saved beside it.
+        teacher_processing_class (*optional*): The teacher's; defaults to what was saved with the teacher.
+        callbacks (`list[TrainerCallback]`, *optional*): As for `Trainer`.
+
+    Raises:
+        ValueError: If teacher and student have different numbers of classes, or a loss refuses their outputs.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None = None,
+        *,
+        args: DistillationConfig,
+        losses: dict[str, nn.Module] | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        teacher_processing_class=None,
+        callbacks: list[TrainerCallback] | None = None,
+        ignore_index: int = 255,
+    ):
+        processing_class = processing_class or load_processor(student)
+        size = tuple(train_dataset[0]["pixel_values"].shape[-2:])
+        weights = None
+        if losses is None:
+            # Projectors are drawn from the run's seed too, whatever was built before.
+            torch.manual_seed(args.seed)
+            losses, weights = build_losses(args.losses, loss_setup(student, teacher, size, ignore_index))
+        distiller = Distiller(student, losses, weights, InputNormalization.from_processor(processing_class))
+        if args.world_size > 1 and args.device.type == "cuda":
+            distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+        self.ignore_index, self.num_labels = ignore_index, student.config.num_labels
+        self.align_corners = upsamples_with_align_corners(student)
+        self.eval_matrix, self.eval_scores = 0, {}
+        self._terms: dict[str, torch.Tensor] = {}
+        self._term_count = 0
+        super().__init__(
+            model=distiller,
+            args=args,
+            data_collator=collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=self._add_to_metrics,
+            callbacks=[SetEpoch(train_dataset), SaveOnSignal(), *(callbacks or [])],
+        )
+        # Native heads take **kwargs, which Trainer reads as "the loss is already divided by the accumulation steps".
+        self.model_accepts_loss_kwargs = False
+        self.student, self.teacher = student, None
+        if teacher is not None:
+            self.teacher = teacher.requires_grad_(False).eval().to(args.device)
+            self.teacher_processing_class = teacher_processing_class or load_processor(teacher)
+            normalization = InputNormalization.from_processor(self.teacher_processing_class)
+            self.teacher_normalization = normalization.to(args.device)
+
+    # ---- one step ------------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        teacher = None
+        if self.teacher is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                pixel_values = self.teacher_normalization(inputs["pixel_values"])
+                teacher = self.teacher(pixel_values=pixel_values, output_hidden_states=True)
+        output = model(pixel_values=inputs["pixel_values"], labels=inputs["labels"], teacher=teacher)
+        for term, value in output.terms.items():
+            self._terms[term] = self._terms.get(term, 0) + value
+        self._term_count += 1
+        return (output.loss, output) if return_outputs else output.loss
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs and self._term_count:
+            for term, value in self._terms.items():
+                logs[f"loss_{term}"] = self.accelerator.reduce(value / self._term_count, reduction="mean").item()
+            self._terms, self._term_count = {}, 0
+            self._stop_if_not_finite(logs)
+        super().log(logs, start_time)
+
+    def _stop_if_not_finite(self, logs: dict[str, float]) -> None:
+        bad = [term for term, value in logs.items() if term.startswith("loss") and not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                f"{', '.join(sorted(bad, reverse=True))} became NaN or infinite at or before step "
+                f"{self.state.global_step}. Lower the learning rate or that loss's weight, or set max_grad_norm."
+            )
+
+    def get_decay_parameter_names(self, model):
+        # One parameter group, norms and biases included, as in all the original repositories.
+        return [name for name, _ in model.named_parameters()]
+
+    # ---- evaluation: confusion matrices instead of logits --------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        # Trainer's drop_last, meant for BatchNorm in training, would also leave out the last evaluation images.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"]
+        with torch.no_grad(), self.accelerator.autocast():
+            logits = self.accelerator.unwrap_model(self.model).predict(inputs["pixel_values"])
+        predicted = upsampled_argmax(logits, labels.shape[-2:], self.align_corners)
+        matrices = confusion_matrices(predicted, labels, self.num_labels, self.ignore_index)
+        return None, matrices, labels.new_zeros(len(labels))
+
+    def _add_to_metrics(self, prediction, compute_result: bool) -> dict[str, float]:
+        self.eval_matrix = self.eval_matrix + prediction.predictions.sum(dim=0).cpu()
+        if not compute_result:
+            return {}
+        self.eval_scores, self.eval_matrix = scores(self.eval_matrix), 0
+        return {key: float(value) for key, value in self.eval_scores.items() if not key.startswith("per_category")}
+
+    # ---- checkpoints: the student alone, the losses beside it ----------------------------------------------------
+
+    def _save(self, output_dir=None, state_dict=None):
+        output_dir = Path(output_dir or self.args.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        distiller = self.accelerator.unwrap_model(self.model)
+        distiller.student.save_pretrained(output_dir)
+        self.processing_class.save_pretrained(output_dir)
+        losses = {key: value.contiguous() for key, value in distiller.losses.state_dict().items()}
+        if losses and output_dir != Path(self.args.output_dir):
+            save_file(losses, output_dir / LOSSES_FILE, metadata={"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        distiller = self.accelerator.unwrap_model(self.model)
+        # Through from_pretrained: the files of native models carry the Hub's older names (SegFormer), which a plain
+        # load_state_dict would skip with a mere warning.
+        saved = type(distiller.student).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
+        distiller.student.load_state_dict(saved.state_dict(), strict=True)
+        file = Path(resume_from_checkpoint) / LOSSES_FILE
+        distiller.losses.load_state_dict(load_file(file) if file.is_file() else {}, strict=True)
+
+    def _load_best_model(self):
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def finish(self) -> None:
+        """Save the final student into `output_dir` and remove the checkpoints, unless `keep_checkpoints` is set."""
+        self.save_model()
+        if self.args.should_save and not self.args.keep_checkpoints:
+            for checkpoint in Path(self.args.output_dir).glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+
+    def end(self):
+        # Without this, gloo processes sometimes abort while the last one is still closing.
+        self.accelerator.wait_for_everyone()
+        super().end()
+
+    @property
+    def interrupted(self) -> int:
+        """Number of the signal that stopped training early, 0 if none did; the state is in the last checkpoint."""
+        return max(x.received for x in self.callback_handler.callbacks if isinstance(x, SaveOnSignal))
+
+
+class SetEpoch(TrainerCallback):
+    """Tells the training dataset the epoch, from which it draws its augmentation (also after a resume)."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class SaveOnSignal(TrainerCallback):
+    """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second signal acts as usual."""
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self.received, self._previous, self._pid = 0, {}, os.getpid()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._previous = {number: signal.signal(number, self._note) for number in self.signals}
+
+    def _note(self, number, frame):
+        if os.getpid() != self._pid:  # a data loader's worker: the parent stops it
+            return
+        self.received = number
+        self._restore()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.received:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._restore()
+
+    def _restore(self):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def last_checkpoint(output_dir: str) -> str | None:
+    """Path of the newest `checkpoint-*` in `output_dir`, or `None`."""
+    return get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
