@@ -1,0 +1,105 @@
+"""What is refused before any compute is spent."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from hf_segkd.losses import LOSSES
+from hf_segkd.trainer import last_checkpoint
+
+
+def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bool = False) -> str | None:
+    """Check that a run may write into `output_dir`, and find the checkpoint to resume from.
+
+    Args:
+        output_dir (`str`): Folder of the run; made when it does not exist.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether earlier files in it may be replaced.
+        resume (`bool`, *optional*, defaults to `False`): Whether to go on from its newest checkpoint. An empty
+            folder starts from the beginning, so that a queue can run the same command again.
+
+    Returns:
+        `str | None`: Path of the checkpoint to resume from.
+
+    Raises:
+        ValueError: If no folder is named, it cannot be written, or it holds files and neither option is given.
+    """
+    if not output_dir:
+        raise ValueError("No output folder. Give --output_dir FOLDER (or output_dir: in a recipe).")
+    if overwrite and resume:
+        raise ValueError("--overwrite and --resume contradict each other. Give one of them.")
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"Output folder {output_dir!r} cannot be written: {error.strerror}. Give another.") from None
+    found = sorted(path.name for path in folder.iterdir())
+    checkpoint = last_checkpoint(output_dir)
+    if not found or overwrite:
+        return None
+    if resume and checkpoint:
+        return checkpoint
+    if resume:
+        state = "holds a finished run" if "metrics.json" in found else "has no checkpoint"
+        raise ValueError(
+            f"Nothing to resume: output folder {output_dir!r} {state}. Use --overwrite or another folder."
+        )
+    way_out = " or --resume to go on from " + Path(checkpoint).name if checkpoint else ""
+    raise ValueError(
+        f"Output folder {output_dir!r} is not empty (it holds {', '.join(found[:5] + ['...'] * (len(found) > 5))}). "
+        f"Use --overwrite to replace its run{way_out}, or give another folder."
+    )
+
+
+def check_teacher(teacher: str | None, losses: dict[str, dict]) -> bool:
+    """Tell whether the losses need a teacher.
+
+    Raises:
+        ValueError: If they do and none is given.
+    """
+    needing = [name for name, options in losses.items() if LOSSES[options.get("type", name)].needs_teacher]
+    if needing and not teacher:
+        raise ValueError(
+            f"No teacher, but these losses need one: {', '.join(needing)}. "
+            "Give --teacher FOLDER_OR_HUB_ID, or use only the task loss."
+        )
+    return bool(needing)
+
+
+def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> None:
+    """Check that a model's classes are the dataset's, in the dataset's order.
+
+    A model whose config holds only placeholder names (`LABEL_0`) is compared by number alone.
+
+    Raises:
+        ValueError: If the numbers or the names disagree; both lists are shown.
+    """
+    names = [model.config.id2label[index] for index in sorted(model.config.id2label)]
+    placeholders = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    if len(names) == len(labels) and (placeholders or _normal(names) == _normal(labels)):
+        return
+    raise ValueError(
+        f"The {who}'s classes disagree with the dataset's.\n"
+        f"  {who} ({len(names)}): {', '.join(names)}\n  dataset ({len(labels)}): {', '.join(labels)}\n"
+        f"Use a {who} trained on the same classes in the same order."
+    )
+
+
+def check_items(dataset: Dataset, limit: int = 1000) -> None:
+    """Read up to `limit` evenly spread items once, so that a wrong label stops the run before its first step.
+
+    Raises:
+        ValueError: From the dataset, naming the image: label values outside the classes, sizes that differ.
+    """
+    step = max(1, -(-len(dataset) // limit))
+    for index in range(0, len(dataset), step):
+        dataset[index]
+
+
+def _normal(names) -> list[str]:
+    return [name.strip().lower().replace(" ", "").replace("_", "") for name in names]

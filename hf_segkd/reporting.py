@@ -1,0 +1,136 @@
+"""What a run leaves behind: metrics.json, a per-class table and figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from PIL import Image
+from torch.utils.data import Dataset, Subset
+from transformers import PreTrainedModel
+
+from hf_segkd.data import DatasetSpec
+from hf_segkd.evaluation import predictions
+from hf_segkd.trainer import DistillationTrainer
+from hf_segkd.visualization import colorize, plot_curves, side_by_side
+
+
+def metrics_report(scores: dict, labels: tuple[str, ...], **facts) -> dict:
+    """Turn scores into what `metrics.json` holds.
+
+    Args:
+        scores (`dict`): From [`~hf_segkd.evaluation.evaluate_model`]; fractions.
+        labels (`tuple[str, ...]`): Class names in order.
+        **facts: Anything that makes the numbers reproducible: dataset, split, protocol, seed, ...
+
+    Returns:
+        `dict`: JSON-ready; a class without pixels is `None`.
+    """
+    report = {key: float(scores[key]) for key in ("mean_iou", "mean_iou_all", "mean_accuracy", "overall_accuracy")}
+    for key in ("iou", "accuracy"):
+        values = [float(value) for value in scores[f"per_category_{key}"]]
+        named = zip(labels, values, strict=True)
+        report[f"per_class_{key}"] = {label: None if math.isnan(value) else value for label, value in named}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return {**report, **facts, "versions": versions}
+
+
+def write_json(content: dict, path: str | Path) -> None:
+    """Write `content` as indented JSON, making the folder when needed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def table(report: dict) -> str:
+    """Per-class IoU and accuracy in percent, the means below, as text for a terminal."""
+    width = max(len("mean (present classes)"), *(len(label) for label in report["per_class_iou"]))
+    lines = [f"{'class':<{width}}   IoU %   acc %"]
+    for label, iou in report["per_class_iou"].items():
+        lines.append(f"{label:<{width}}  {_percent(iou)}  {_percent(report['per_class_accuracy'][label])}")
+    lines.append("-" * len(lines[0]))
+    lines.append(
+        f"{'mean (present classes)':<{width}}  {_percent(report['mean_iou'])}  {_percent(report['mean_accuracy'])}"
+    )
+    lines.append(f"{'pixel accuracy':<{width}}          {_percent(report['overall_accuracy'])}")
+    return "\n".join(lines)
+
+
+def training_cost(log_history: list[dict], runtime: float, first_step: int, last_step: int) -> dict:
+    """Seconds per training step (evaluation excluded) and the peak memory of this process, in MiB.
+
+    Args:
+        log_history (`list[dict]`): Of the trainer's state; `eval_runtime` of the evaluations after `first_step` counts.
+        runtime (`float`): Seconds that training took from `first_step` to `last_step`, evaluations included.
+        first_step, last_step (`int`): Steps done before and after; a resumed run does not start at 0.
+
+    On a GPU the peak is what PyTorch allocated there; on a CPU it is the process's largest resident size, which
+    includes Python and the libraries.
+    """
+    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in log_history if entry["step"] > first_step)
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    seconds = (runtime - evaluating) / max(last_step - first_step, 1)
+    return {"seconds_per_step": round(seconds, 4), "peak_memory_mib": round(peak)}
+
+
+def prediction_figure(
+    models: dict[str, tuple[PreTrainedModel, object]],
+    dataset: Dataset,
+    spec: DatasetSpec,
+    device="cpu",
+    count: int = 4,
+) -> Image.Image:
+    """Images, labels and predictions side by side, with the classes' colours below.
+
+    Args:
+        models (`dict[str, tuple[PreTrainedModel, processor]]`): Column title -> model and its image processor.
+        dataset (`torch.utils.data.Dataset`): As for [`~hf_segkd.evaluation.predictions`].
+        spec (`DatasetSpec`): Palette, labels and ignore index.
+        device (`str`, *optional*, defaults to `"cpu"`): Where the models run.
+        count (`int`, *optional*, defaults to `4`): Number of images, evenly spread over the dataset.
+    """
+    count = min(count, len(dataset))
+    chosen = Subset(dataset, [round(i * (len(dataset) - 1) / max(count - 1, 1)) for i in range(count)])
+    rows: list[dict[str, Image.Image]] = [{} for _ in chosen]
+    for title, (model, processor) in models.items():
+        for row, (image, labels, predicted) in zip(rows, predictions(model, processor, chosen, device), strict=True):
+            row.setdefault("image", Image.fromarray(image.permute(1, 2, 0).numpy()))
+            row.setdefault("label", colorize(labels.cpu().numpy(), spec.palette))
+            row[title] = colorize(predicted.cpu().numpy(), spec.palette)
+    return side_by_side(rows, spec.labels, spec.palette)
+
+
+def write_figures(trainer: DistillationTrainer, spec: DatasetSpec, folder: Path) -> None:
+    """Write `predictions.png` and, where matplotlib is installed, `curves.png` for a finished run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    models = {"student": (trainer.student, trainer.processing_class)}
+    if trainer.teacher is not None:
+        models = {"teacher": (trainer.teacher, trainer.teacher_processing_class), **models}
+    prediction_figure(models, trainer.eval_dataset, spec, trainer.args.device).save(folder / "predictions.png")
+    write_curves({"student": trainer.state.log_history}, folder / "curves.png")
+
+
+def write_curves(history: dict[str, list[dict]], path: Path) -> None:
+    """Plot the mIoU and training loss of one or several runs; without matplotlib, say how to get it."""
+    try:
+        plot_curves(history, path)
+    except ImportError as error:
+        print(f"{path.name} was not drawn: {error}")
+
+
+def _percent(value: float | None) -> str:
+    return "    --" if value is None or math.isnan(value) else f"{100 * value:6.2f}"
