@@ -70,7 +70,7 @@ def training_cost(log_history: list[dict], runtime: float, first_step: int, last
     """Seconds per training step (evaluation excluded) and the peak memory of this process, in MiB.
 
     Args:
-        log_history (`list[dict]`): Of the trainer's state; `eval_runtime` of the evaluations after `first_step` counts.
+        log_history (`list[dict]`): Of the trainer's state; `eval_runtime` of evaluations after `first_step` counts.
         runtime (`float`): Seconds that training took from `first_step` to `last_step`, evaluations included.
         first_step, last_step (`int`): Steps done before and after; a resumed run does not start at 0.
 

@@ -14,7 +14,7 @@ class CWDLoss(DistillationLoss):
     is the target: `temperature² / (B·C) · Σ_b Σ_c KL(teacher ‖ student)` with C the teacher's channels.
 
     Args:
-        setup (`LossSetup`): Shapes of both models' outputs; a 1×1 projector without bias is added when channels differ.
+        setup (`LossSetup`): Shapes of both models' outputs; a 1×1 projector is added when channels differ.
         temperature (`float`, *optional*, defaults to `4.0`): Softmax temperature, > 0. Paper: 4.
         layer (`str`, *optional*, defaults to `"features"`): Field to compare, e.g. `"features"` or `"logits"`.
         denominator (`str`, *optional*, defaults to `"teacher"`): Whose channels C counts. CIRKD's code counts the
