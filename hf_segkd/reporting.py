@@ -9,6 +9,7 @@ import resource
 import sys
 from pathlib import Path
 
+import datasets
 import torch
 import transformers
 from PIL import Image
@@ -43,6 +44,13 @@ def metrics_report(scores: dict, labels: tuple[str, ...], **facts) -> dict:
         "transformers": transformers.__version__,
     }
     return {**report, **facts, "versions": versions}
+
+
+def plain_logs() -> None:
+    """Switch the libraries' progress bars off where nobody watches: in a log file they are carriage returns."""
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
 
 
 def write_json(content: dict, path: str | Path) -> None:

@@ -24,7 +24,7 @@ from hf_segkd.data import DATASETS, EvalTransform, SegmentationDataset, TrainTra
 from hf_segkd.errors import readable_errors
 from hf_segkd.models import load_processor, load_segmenter
 from hf_segkd.recipe import dump, parse
-from hf_segkd.reporting import metrics_report, table, training_cost, write_figures, write_json
+from hf_segkd.reporting import metrics_report, plain_logs, table, training_cost, write_figures, write_json
 from hf_segkd.trainer import DistillationTrainer
 
 
@@ -46,6 +46,7 @@ class ScriptArguments:
 
 def main(argv: list[str] | None = None) -> dict:
     """Run one training and return what `metrics.json` holds."""
+    plain_logs()
     with readable_errors():
         (script, config), recipe = parse(
             (ScriptArguments, DistillationConfig), argv if argv is not None else sys.argv[1:]

@@ -16,12 +16,13 @@ from hf_segkd.data import DATASETS, EvalTransform, SegmentationDataset
 from hf_segkd.errors import readable_errors
 from hf_segkd.evaluation import evaluate_model
 from hf_segkd.models import load_processor, load_segmenter
-from hf_segkd.reporting import metrics_report, prediction_figure, table, write_json
+from hf_segkd.reporting import metrics_report, plain_logs, prediction_figure, table, write_json
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Evaluate as the command line says and return what `metrics.json` holds."""
     arguments = parser().parse_args(argv)
+    plain_logs()
     with readable_errors():
         spec = DATASETS[arguments.dataset]
         model = load_segmenter(arguments.model)

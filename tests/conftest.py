@@ -1,9 +1,12 @@
 """Small models and data that several tests share."""
 
 import os
+import tempfile
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before any Hugging Face import: no network, and no trace in the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="hf_segkd_tests_")
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=_CACHE.name)
 
 import pytest
 import torch
