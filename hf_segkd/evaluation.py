@@ -15,6 +15,8 @@ from hf_segkd.data.transforms import collate
 from hf_segkd.distiller import upsamples_with_align_corners
 from hf_segkd.models import InputNormalization
 
+PROTOCOL = "whole image, single scale, at label size"
+
 
 def upsampled_argmax(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """Bring logits (B, K, h, w) bilinearly to `size` (H, W) and return the best class of each pixel, (B, H, W)."""

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from hf_segkd.data import DatasetSpec
 from hf_segkd.evaluation import predictions
+from hf_segkd.recipe import dump
 from hf_segkd.trainer import DistillationTrainer
 from hf_segkd.visualization import colorize, plot_curves, side_by_side
 
@@ -120,6 +122,25 @@ def prediction_figure(
             row.setdefault("label", colorize(labels.cpu().numpy(), spec.palette))
             row[title] = colorize(predicted.cpu().numpy(), spec.palette)
     return side_by_side(rows, spec.labels, spec.palette)
+
+
+def begin_run(output_dir: str, recipe: dict, overwrite: bool = False) -> None:
+    """Write the merged recipe, after removing what an earlier run left if it is to be replaced."""
+    folder = Path(output_dir)
+    if overwrite:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        (folder / "metrics.json").unlink(missing_ok=True)
+    dump({key: value for key, value in recipe.items() if key not in ("resume", "overwrite")}, folder / "recipe.yaml")
+
+
+def finish_run(trainer: DistillationTrainer, spec: DatasetSpec, report: dict) -> None:
+    """Turn the output folder into the final one: student, processor, `metrics.json`, log and figures."""
+    folder = Path(trainer.args.output_dir)
+    write_figures(trainer, spec, folder / "figures")
+    write_json(trainer.state.log_history, folder / "training_log.json")
+    write_json(report, folder / "metrics.json")
+    trainer.finish()  # last: it removes the checkpoints, from which all else can be made again
 
 
 def write_figures(trainer: DistillationTrainer, spec: DatasetSpec, folder: Path) -> None:

@@ -9,10 +9,8 @@ Recipes are merged from left to right; flags win. `--losses.cwd.weight 3` reache
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import transformers
 from accelerate.utils import set_seed
@@ -22,9 +20,10 @@ from hf_segkd.checks import check_classes, check_items, check_output_dir, check_
 from hf_segkd.config import DistillationConfig
 from hf_segkd.data import DATASETS, EvalTransform, SegmentationDataset, TrainTransform
 from hf_segkd.errors import readable_errors
-from hf_segkd.models import load_processor, load_segmenter
-from hf_segkd.recipe import dump, parse
-from hf_segkd.reporting import metrics_report, plain_logs, table, training_cost, write_figures, write_json
+from hf_segkd.evaluation import PROTOCOL
+from hf_segkd.models import load_segmenter
+from hf_segkd.recipe import parse
+from hf_segkd.reporting import begin_run, finish_run, metrics_report, plain_logs, table, training_cost
 from hf_segkd.trainer import DistillationTrainer
 
 
@@ -48,30 +47,20 @@ def main(argv: list[str] | None = None) -> dict:
     """Run one training and return what `metrics.json` holds."""
     plain_logs()
     with readable_errors():
-        (script, config), recipe = parse(
-            (ScriptArguments, DistillationConfig), argv if argv is not None else sys.argv[1:]
-        )
+        (script, config), recipe = parse((ScriptArguments, DistillationConfig), sys.argv[1:] if argv is None else argv)
         checkpoint = check_output_dir(config.output_dir, script.overwrite, script.resume)
         trainer = build(script, config)
-    output_dir = Path(config.output_dir)
+    trainer.accelerator.wait_for_everyone()  # nobody writes while another process still looks at the folder
     if trainer.args.should_save:
-        if script.overwrite:
-            for old in output_dir.glob("checkpoint-*"):
-                shutil.rmtree(old)
-            (output_dir / "metrics.json").unlink(missing_ok=True)
-        dump(
-            {key: value for key, value in recipe.items() if key not in ("resume", "overwrite")},
-            output_dir / "recipe.yaml",
-        )
+        begin_run(config.output_dir, recipe, script.overwrite)
 
     first_step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
     runtime = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
-    if trainer.interrupted and trainer.state.global_step < trainer.state.max_steps:
-        print(
-            f"Interrupted at step {trainer.state.global_step}; the state is saved. Run the same command with --resume."
-        )
+    step = trainer.state.global_step
+    if trainer.interrupted and step < trainer.state.max_steps:
+        print(f"Interrupted at step {step}; the state is saved. Run the same command with --resume to go on.")
         sys.exit(128 + trainer.interrupted)
-    cost = training_cost(trainer.state.log_history, runtime, first_step, trainer.state.global_step)
+    cost = training_cost(trainer.state.log_history, runtime, first_step, step)
     trainer.evaluate()
     spec = DATASETS[script.dataset]
     report = metrics_report(
@@ -80,18 +69,16 @@ def main(argv: list[str] | None = None) -> dict:
         dataset=spec.name,
         split=spec.eval_split,
         images=len(trainer.eval_dataset),
-        protocol="whole image, single scale, at label size",
+        protocol=PROTOCOL,
         seed=config.seed,
         best_step=trainer.state.best_global_step,
-        steps=trainer.state.global_step,
+        steps=step,
         **cost,
     )
     if trainer.args.should_save:
-        trainer.finish()
-        write_json(trainer.state.log_history, output_dir / "training_log.json")
-        write_json(report, output_dir / "metrics.json")
-        write_figures(trainer, spec, output_dir / "figures")
-        print(f"{table(report)}\nStudent, processor, recipe and metrics: {output_dir}")
+        finish_run(trainer, spec, report)
+        print(f"{table(report)}\nStudent, processor, recipe and metrics: {config.output_dir}")
+    trainer.end()
     return report
 
 
@@ -104,8 +91,7 @@ def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTr
     if script.dataset not in DATASETS:
         raise ValueError(f"Unknown dataset {script.dataset!r}. Known datasets: {', '.join(DATASETS)}.")
     spec = DATASETS[script.dataset]
-    needs_teacher = check_teacher(script.teacher, config.losses)
-    teacher = load_segmenter(script.teacher) if needs_teacher else None
+    teacher = load_segmenter(script.teacher) if check_teacher(script.teacher, config.losses) else None
     set_seed(config.seed)
     student = load_segmenter(script.student, id2label=spec.id2label)
     for model, who in ((teacher, "teacher"), (student, "student")):
@@ -127,8 +113,6 @@ def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTr
         args=config,
         train_dataset=splits[spec.train_split],
         eval_dataset=splits[spec.eval_split],
-        processing_class=load_processor(script.student if isinstance(script.student, str) else student),
-        teacher_processing_class=load_processor(script.teacher) if needs_teacher else None,
         ignore_index=spec.ignore_index,
     )
 

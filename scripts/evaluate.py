@@ -14,7 +14,7 @@ import dataset_builders
 from hf_segkd.checks import check_classes
 from hf_segkd.data import DATASETS, EvalTransform, SegmentationDataset
 from hf_segkd.errors import readable_errors
-from hf_segkd.evaluation import evaluate_model
+from hf_segkd.evaluation import PROTOCOL, evaluate_model
 from hf_segkd.models import load_processor, load_segmenter
 from hf_segkd.reporting import metrics_report, plain_logs, prediction_figure, table, write_json
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> dict:
         dataset=spec.name,
         split=split,
         images=len(dataset),
-        protocol="whole image, single scale, at label size",
+        protocol=PROTOCOL,
     )
     write_json(report, Path(arguments.output_dir) / "metrics.json")
     models = {"student" if teacher is not None else "prediction": (model, processor)}
