@@ -20,13 +20,13 @@ from hf_segkd.models import default_processor, load_processor, load_segmenter
 PROBE_SIZE = (96, 136)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="original file, such as ESP_base_57.8.pth")
     parser.add_argument("folder", type=Path, help="where the model and its image processor are saved")
     parser.add_argument("--dataset", choices=sorted(DATASETS), help="dataset it was trained on, names the classes")
     parser.add_argument("--overwrite", action="store_true", help="save into a folder that holds files already")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
@@ -51,8 +51,8 @@ def describe(config: PreTrainedConfig) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     logging.disable_progress_bar()
     with readable_errors():
         check_folder(args.folder, args.overwrite)
