@@ -25,9 +25,10 @@ FAR = 45.0  # depth of the end of the street, in camera heights (about 1.5 m), t
 
 @dataclass
 class SyntheticConfig(datasets.BuilderConfig):
-    """Size of the dataset: images per split, height and width in pixels (at least 32), seed."""
+    """Images per split, how many of the train images have labels, height and width in pixels (at least 32), seed."""
 
     num_train: int = 400
+    num_labelled: int | None = None  # None is all; the others' annotations hold ignore_index alone
     num_validation: int = 80
     num_test: int = 80
     height: int = 96
@@ -68,6 +69,8 @@ class Synthetic(datasets.GeneratorBasedBuilder):
     def _generate_examples(self, split, indices):
         for index in indices:
             image, labels = draw_scene(split, index, self.config.height, self.config.width, self.config.seed)
+            if split == "train" and self.config.num_labelled is not None and index >= self.config.num_labelled:
+                labels = np.full_like(labels, SPEC.ignore_index)
             image, labels = PIL.Image.fromarray(image), PIL.Image.fromarray(labels)
             yield index, {"image": image, "annotation": labels, "image_id": f"{split}_{index:05d}"}
 
