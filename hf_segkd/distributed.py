@@ -1,0 +1,32 @@
+"""What the losses need to know about other processes; in a single process nothing is sent and nothing changes."""
+
+import torch
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return torch.distributed.get_world_size() if _initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process, from 0."""
+    return torch.distributed.get_rank() if _initialized() else 0
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate `x` of all processes along dimension 0, in the order of their ranks and without gradient.
+
+    Every process must call it with the same shape, because the receiving tensors are made from the local one.
+    """
+    x = x.detach()
+    if world_size() == 1:
+        return x
+    # Not accelerate's gather: it returns the local tensor when the process group was started by someone else.
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def _initialized() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,295 @@
+"""Cross-image relational distillation: relations between the pixels of a batch, and to a memory of pixels."""
+
+import logging
+import zlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_segkd.distributed import gather, rank
+from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.similarity import bank_kl, image_pair_kl
+from hf_segkd.models.outputs import SegmentationOutput
+
+logger = logging.getLogger(__name__)
+
+PAPER = "https://huggingface.co/papers/2204.06986"
+CITATION = """@inproceedings{yang2022cross,
+  title={Cross-Image Relational Knowledge Distillation for Semantic Segmentation},
+  author={Yang, Chuanguang and Zhou, Helong and An, Zhulin and Jiang, Xue and Xu, Yongjun and Zhang, Qian},
+  booktitle={CVPR},
+  year={2022}
+}"""
+MEMORY_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+POOLED_FROM = 256  # pixels; CIRKD pools 4×4 from this height and width on, which only SegFormer at 1024 reaches
+PIXELS_PER_CLASS = 16  # pixel_update_freq in CIRKD
+
+
+class CIRKDMiniBatchLoss(DistillationLoss):
+    """CIRKD, mini-batch: the student's similarities between pixels of all image pairs follow the teacher's.
+
+    With unit vectors per pixel, `A_ij = X_i X_jᵀ / temperature` of images i and j is softmaxed over the N pixels of
+    image j: `1/(B²·N) Σ_ij Σ_rows KL(teacher ‖ student)`, i = j included, in memory linear in N.
+
+    Args:
+        setup (`LossSetup`): Shapes of both models' outputs; channel counts may differ.
+        temperature (`float`, *optional*, defaults to `0.1`): Softmax temperature, > 0. Paper: 0.1.
+        pooling (`int` or `str`, *optional*, defaults to `"auto"`): Side in positions of the average pooling before;
+            `"auto"` is 4 for maps of at least 256×256 and 1 otherwise.
+        layer (`str`, *optional*, defaults to `"features"`): Field to compare.
+
+    Returns:
+        `torch.Tensor`: Scalar, in nats; at least 0, and 0 when both have the same similarities.
+
+    Raises:
+        ValueError: If the temperature is not positive or the pooling is neither `"auto"` nor a positive integer.
+
+    Differs from the original: never holds a similarity map; a teacher map of another size is resized to the student's.
+    As there, only images of the same process are paired.
+
+    Reference: Yang et al., Cross-Image Relational Knowledge Distillation for Semantic Segmentation, CVPR 2022,
+    https://huggingface.co/papers/2204.06986
+    """
+
+    paper, citation = PAPER, CITATION
+
+    def __init__(
+        self, setup: LossSetup, temperature: float = 0.1, pooling: int | str = "auto", layer: str = "features"
+    ):
+        super().__init__(setup, layer=layer)
+        check_positive("cirkd_minibatch", temperature=temperature)
+        if pooling != "auto" and (not isinstance(pooling, int) or pooling < 1):
+            raise ValueError(f"cirkd_minibatch: pooling must be 'auto' or an integer from 1, got {pooling!r}.")
+        self.temperature, self.pooling = temperature, pooling
+        self._warned = False
+
+    def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
+        student_map = pick(student, self.layer)
+        return self.compare(student_map, same_size(pick(teacher, self.layer), student_map))
+
+    def compare(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        """The loss of two maps (B, C, h, w) of one size."""
+        if len(student_map) == 1 and not self._warned:
+            logger.warning("CIRKD mini-batch: one image per process, so it relates pixels of that image only.")
+            self._warned = True
+        size = self.pooling
+        if size == "auto":
+            size = 4 if min(student_map.shape[-2:]) >= POOLED_FROM else 1
+        if size > 1:
+            student_map, teacher_map = (
+                F.avg_pool2d(x, kernel_size=size, stride=size, ceil_mode=True) for x in (student_map, teacher_map)
+            )
+        return image_pair_kl(unit_pixels(student_map), unit_pixels(teacher_map), self.temperature)
+
+
+class CIRKDMemoryLoss(DistillationLoss):
+    """CIRKD, memory: the student's similarities to queues of the teacher's pixels and regions follow the teacher's.
+
+    Each class keeps unit vectors of its pixels and of its regions (means per image). All labelled pixels are anchors;
+    per bank, `kd_temperature² · mean KL(softmax(t·Qᵀ / (τ·T)) ‖ softmax(s·Qᵀ / (τ·T)))` over all classes' keys Q.
+
+    Args:
+        setup (`LossSetup`): Shapes of both models' outputs, classes, ignore index. The student's pixels go through a
+            projection head (1×1 convolution, BatchNorm, ReLU, 1×1 convolution), whatever its channels.
+        pixel_memory (`int`, *optional*, defaults to `20000`): Pixels kept per class. CIRKD: 2000 for SegFormer.
+        region_memory (`int`, *optional*, defaults to `2000`): Regions kept per class.
+        pixel_samples (`int`, *optional*): Pixel keys per class and step; `4096 // K + 1` by default.
+        region_samples (`int`, *optional*): Region keys per class and step; `1024 // K + 1` by default.
+        temperature (`float`, *optional*, defaults to `0.1`): τ, > 0. Paper: 0.1.
+        kd_temperature (`float`, *optional*, defaults to `1.0`): T, > 0. Paper: 1.
+        sampling (`str`, *optional*, defaults to `"own"`): Which pixels enter a class's queue: its own, or with
+            `"original"` as many from the first rows of the image, whatever their class, as CIRKD's code does.
+        memory_dtype (`str`, *optional*, defaults to `"float32"`): Or `"float16"`, `"bfloat16"`. The pixel queue takes
+            K·pixel_memory·C numbers: 0.8 GB for Cityscapes, 6.1 GB for ADE20K in float32.
+        seed (`int`, *optional*, defaults to `0`): Seed of the queues' initial content and of all draws.
+        layer (`str`, *optional*, defaults to `"features"`): Field to compare.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Scalars `"pixel"` and `"region"`, in nats times kd_temperature²; 0 without labels.
+
+    Raises:
+        ValueError: If a temperature, size or number is not positive, or `sampling` or `memory_dtype` is unknown.
+
+    Differs from the original: a class queue holds the class's own pixels; no labelled pixel gives 0, not NaN; queues
+    are saved; processes exchange the chosen pixels instead of broadcasting the queues.
+
+    Reference: Yang et al., Cross-Image Relational Knowledge Distillation for Semantic Segmentation, CVPR 2022,
+    https://huggingface.co/papers/2204.06986
+    """
+
+    paper, citation = PAPER, CITATION
+
+    def __init__(
+        self,
+        setup: LossSetup,
+        pixel_memory: int = 20000,
+        region_memory: int = 2000,
+        pixel_samples: int | None = None,
+        region_samples: int | None = None,
+        temperature: float = 0.1,
+        kd_temperature: float = 1.0,
+        sampling: str = "own",
+        memory_dtype: str = "float32",
+        seed: int = 0,
+        layer: str = "features",
+    ):
+        super().__init__(setup, layer=layer)
+        classes = setup.num_labels
+        self.pixel_samples = 4096 // classes + 1 if pixel_samples is None else pixel_samples
+        self.region_samples = 1024 // classes + 1 if region_samples is None else region_samples
+        check_positive("cirkd_memory", temperature=temperature, kd_temperature=kd_temperature)
+        check_positive("cirkd_memory", pixel_memory=pixel_memory, region_memory=region_memory)
+        check_positive("cirkd_memory", pixel_samples=self.pixel_samples, region_samples=self.region_samples)
+        if sampling not in ("own", "original"):
+            raise ValueError(f"cirkd_memory: sampling must be 'own' or 'original', got {sampling!r}.")
+        self.temperature, self.kd_temperature, self.sampling = temperature, kd_temperature, sampling
+        self.limit = min(PIXELS_PER_CLASS, pixel_memory)
+        self.head = projection_head(self.student_channels, self.teacher_channels)
+        self.draws = SeededDraws(seed)
+        for name, size in (("pixel", pixel_memory), ("region", region_memory)):
+            shape = (classes, size, self.teacher_channels)
+            self.register_buffer(f"{name}_queue", self.draws.unit_rows(shape, memory_dtype))
+            self.register_buffer(f"{name}_pointer", torch.zeros(classes, dtype=torch.long))
+
+    def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
+        student_map = pick(student, self.layer)
+        return self.compare(student_map, same_size(pick(teacher, self.layer), student_map), labels)
+
+    def compare(self, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The two terms of maps (B, C, h, w) of one size; the batch enters the queues first, as in the original."""
+        student_pixels, teacher_pixels = unit_pixels(self.head(student_map)), unit_pixels(teacher_map.detach())
+        labels = self._labels_of(labels, student_map.shape[-2:])
+        self._enqueue(*(gather(x) for x in self.choose(teacher_pixels, labels)))
+        counts = (labels < self.setup.num_labels).flatten().to(student_pixels.dtype)
+        weights = counts * self.kd_temperature**2 / counts.sum().clamp(min=1)
+        terms = {}
+        for name, samples in (("pixel", self.pixel_samples), ("region", self.region_samples)):
+            queue = self.get_buffer(f"{name}_queue")
+            # One draw for all classes, as in CIRKD: the keys lie in the same slots of every class.
+            slots = self.draw_slots(name, queue.shape[1])[:samples].to(queue.device)
+            keys = queue[:, slots].flatten(0, 1).to(student_pixels.dtype)
+            arguments = (keys, weights, self.temperature * self.kd_temperature)
+            terms[name] = bank_kl(student_pixels.flatten(0, 1), teacher_pixels.flatten(0, 1), *arguments)
+        return terms
+
+    def draw_priorities(self, labels: Tensor) -> Tensor:
+        """Random number (B, N) per pixel; the pixels of a class with the lowest ones enter its queue, in order."""
+        return self.draws.uniform(labels.shape).to(labels.device)
+
+    def draw_slots(self, name: str, size: int) -> Tensor:
+        """Random order of the slots of the `"pixel"` or `"region"` queue; the first ones are this step's keys."""
+        return self.draws.permutation(size)
+
+    @torch.no_grad()
+    def choose(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the local images (B, N, C) add to the queues: rows (B, K, 1 + limit, C), pixels per class (B, K).
+
+        Row 0 is the class's region, the others its pixels; rows past a class's count are arbitrary.
+        """
+        batch, positions, channels = pixels.shape
+        members = labels[:, None] == torch.arange(self.setup.num_labels, device=labels.device)[:, None]
+        counts = members.sum(dim=-1)
+        regions = members.to(pixels.dtype) @ pixels / counts.clamp(min=1)[..., None]
+        starts = counts.cumsum(dim=1) - counts
+        by_priority = self.draw_priorities(labels).argsort(dim=1)
+        by_class = by_priority.gather(1, labels.gather(1, by_priority).argsort(dim=1, stable=True))
+        index = starts[..., None] + torch.arange(self.limit, device=labels.device)
+        chosen = by_class.gather(1, index.clamp(max=positions - 1).flatten(1))
+        if self.sampling == "original":
+            ranks = labels.argsort(dim=1, stable=True).argsort(dim=1)
+            ranks = ranks - starts.gather(1, labels.clamp(max=self.setup.num_labels - 1))
+            chosen = ranks.gather(1, chosen).clamp(min=0)
+        rows = pixels.gather(1, chosen[..., None].expand(-1, -1, channels)).view(*index.shape, channels)
+        return F.normalize(torch.cat([regions[:, :, None], rows], dim=2), dim=-1), counts
+
+    @torch.no_grad()
+    def _enqueue(self, rows: Tensor, counts: Tensor) -> None:
+        for image_rows, image_counts in zip(rows, counts, strict=True):
+            write_rows(self.region_queue, self.region_pointer, image_rows[:, :1], image_counts.clamp(max=1))
+            write_rows(self.pixel_queue, self.pixel_pointer, image_rows[:, 1:], image_counts.clamp(max=self.limit))
+
+    def _labels_of(self, labels: Tensor, size: torch.Size) -> Tensor:
+        """Labels (B, h·w) on the map's grid; K stands for every pixel without a class."""
+        labels = F.interpolate(labels[:, None].float(), size=size, mode="nearest").long().flatten(1)
+        known = (labels >= 0) & (labels < self.setup.num_labels) & (labels != self.setup.ignore_index)
+        return labels.where(known, torch.full_like(labels, self.setup.num_labels))
+
+
+class SeededDraws(nn.Module):
+    """Random draws on the CPU that resume where they stopped: each depends on seed, number of draws and process only.
+
+    The global generator would tie the keys to everything else that draws, and give each process its own queues.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed, self._drawn = seed, 0
+        self.register_buffer("drawn", torch.zeros((), dtype=torch.long))
+        self.register_load_state_dict_post_hook(_restore_drawn)
+
+    def uniform(self, shape: torch.Size) -> Tensor:
+        return torch.rand(shape, generator=self._generator(rank()))
+
+    def permutation(self, size: int, shared: bool = False) -> Tensor:
+        """Random order of `range(size)`; the same in every process if `shared`."""
+        return torch.randperm(size, generator=self._generator(0 if shared else rank()))
+
+    def unit_rows(self, shape: tuple[int, int, int], dtype: str) -> Tensor:
+        """Random unit vectors along the last axis, the same in every process."""
+        if dtype not in MEMORY_DTYPES:
+            raise ValueError(f"memory_dtype must be one of {', '.join(MEMORY_DTYPES)}, got {dtype!r}.")
+        generator, rows = self._generator(0), torch.empty(shape, dtype=MEMORY_DTYPES[dtype])
+        for part in rows:
+            part.copy_(F.normalize(torch.randn(part.shape, generator=generator), dim=-1))
+        return rows
+
+    def _generator(self, process: int) -> torch.Generator:
+        # `_drawn` is kept beside the buffer because reading a number from the GPU would wait for it.
+        self._drawn += 1
+        self.drawn += 1
+        # Hashed, because torch's CPU generator looks at the low 32 bits of a seed only.
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{self._drawn}/{process}".encode()))
+
+
+def _restore_drawn(draws: SeededDraws, _) -> None:
+    draws._drawn = int(draws.drawn)
+
+
+def write_rows(queue: Tensor, pointer: Tensor, rows: Tensor, counts: Tensor) -> None:
+    """Write the first `counts` of `rows` (K, k, C) into each class's ring (K, M, C), in place; counts ≤ k ≤ M.
+
+    A block that would reach the end takes the last slots and the pointer starts again at 0, as in CIRKD.
+    """
+    size = queue.shape[1]
+    wraps = pointer + counts >= size
+    start = torch.where(wraps, size - counts, pointer)
+    offsets = torch.arange(rows.shape[1], device=queue.device)
+    # Unused rows repeat row 0, and an absent class rewrites what is there: no shape depends on the data.
+    offsets = offsets * (offsets < counts[:, None])
+    classes = torch.arange(len(queue), device=queue.device)[:, None]
+    slots = start[:, None] + offsets
+    present = (counts > 0)[:, None, None]
+    queue[classes, slots] = torch.where(present, rows[classes, offsets].to(queue.dtype), queue[classes, slots])
+    pointer.copy_((pointer + counts).masked_fill(wraps, 0))
+
+
+def projection_head(student_channels: int, teacher_channels: int) -> nn.Sequential:
+    """The student's way into the teacher's space: 1×1 convolution, BatchNorm, ReLU, 1×1 convolution."""
+    return nn.Sequential(
+        nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False),
+        nn.BatchNorm2d(teacher_channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(teacher_channels, teacher_channels, kernel_size=1, bias=False),
+    )
+
+
+def unit_pixels(x: Tensor) -> Tensor:
+    """Map (B, C, h, w) as unit vectors (B, h·w, C), contiguous per pixel."""
+    return F.normalize(x.flatten(2).transpose(1, 2).contiguous(), dim=-1)
+
+
+def check_positive(method: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{method}: {name} must be positive, got {value}.")
