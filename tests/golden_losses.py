@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import golden_cirkd
+import golden_features
 import torch
 from safetensors.torch import load_file
 
@@ -29,7 +31,8 @@ def task(tensors, hparams):
 def kd(reduction):
     def call(tensors, hparams):
         student, teacher = tensors["in.logits_s"], tensors["in.logits_t"]
-        loss = KDLoss(setup(student, teacher, "logits"), hparams.get("temperature", 1.0), reduction)
+        upsample = 8 if hparams.get("upsample", False) else 1
+        loss = KDLoss(setup(student, teacher, "logits"), hparams.get("temperature", 1.0), reduction, upsample)
         return loss, loss(SegmentationOutput(logits=student), SegmentationOutput(logits=teacher), None)
 
     return call
@@ -38,7 +41,10 @@ def kd(reduction):
 def cwd(denominator):
     def call(tensors, hparams):
         student, teacher = tensors["in.s"], tensors["in.t"]
-        loss = CWDLoss(setup(student, teacher, "features"), hparams["temperature"], denominator=denominator)
+        options = {"norm": hparams.get("norm_type", "channel"), "divergence": hparams.get("divergence", "kl")}
+        # The original overwrites the temperature with 1 for squared differences.
+        temperature = hparams["temperature"] if options["divergence"] == "kl" else 1.0
+        loss = CWDLoss(setup(student, teacher, "features"), temperature, denominator=denominator, **options)
         weight = tensors.get("in.align.weight", tensors.get("param.conv.weight"))
         if weight is not None:
             loss.projector.weight = torch.nn.Parameter(weight.detach().clone())
@@ -63,16 +69,25 @@ METHODS = {
     "cwd_torchdistiller": cwd("teacher"),
     "cwd_teacher_channels": cwd("teacher"),
     "at": at,
+    **golden_cirkd.METHODS,
+    **golden_features.METHODS,
 }
 # Where a golden tensor lives in our module.
-PARAMETERS = {"in.align.weight": "projector.weight", "param.conv.weight": "projector.weight"}
+PARAMETERS = {"in.align.weight": "projector.weight", **golden_features.PARAMETERS}
 
 
 def offered(case: dict) -> bool:
-    """Whether the library has this variant: of CWD the channel norm with KL; KD without upsampling first."""
-    hparams = case["hparams"]
-    channel_kl = (hparams.get("norm_type", "channel"), hparams.get("divergence", "kl")) == ("channel", "kl")
-    return case["method"] in METHODS and channel_kl and not hparams.get("upsample", False)
+    """Whether the library has this variant: all but CWD's comparisons with the logarithm of a raw value."""
+    norm, divergence = (case["hparams"].get(key) for key in ("norm_type", "divergence"))
+    return case["method"] in METHODS and norm != "none" and (norm, divergence) != ("channel_mean", "kl")
+
+
+def objective(outputs: dict[str, torch.Tensor], tensors, hparams) -> torch.Tensor:
+    """The scalar that the stored gradients belong to."""
+    if "in.cotangent" in tensors:
+        return (outputs["y"] * tensors["in.cotangent"]).sum()
+    weights = hparams["w"] if len(outputs) > 1 else [1.0]
+    return sum(weight * value for weight, value in zip(weights, outputs.values(), strict=True))
 
 
 def cases() -> list[dict]:

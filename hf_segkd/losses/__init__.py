@@ -7,8 +7,16 @@ from torch import nn
 
 from hf_segkd.losses.at import ATLoss
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
+from hf_segkd.losses.cirkdv2 import CIRKDv2Loss
+from hf_segkd.losses.cskd import CSKDLoss
 from hf_segkd.losses.cwd import CWDLoss
+from hf_segkd.losses.dist import DISTLoss
+from hf_segkd.losses.dsd import DSDLoss
+from hf_segkd.losses.fitnet import FitNetLoss
+from hf_segkd.losses.ifvd import IFVDLoss
 from hf_segkd.losses.kd import KDLoss
+from hf_segkd.losses.skd import PairwiseLoss
 from hf_segkd.losses.task import TaskLoss
 
 LOSSES: dict[str, type[DistillationLoss]] = {
@@ -16,15 +24,33 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "kd": KDLoss,
     "cwd": CWDLoss,
     "at": ATLoss,
+    "dist": DISTLoss,
+    "fitnet": FitNetLoss,
+    "ifvd": IFVDLoss,
+    "skd_pairwise": PairwiseLoss,
+    "dsd": DSDLoss,
+    "cskd": CSKDLoss,
+    "cirkd_minibatch": CIRKDMiniBatchLoss,
+    "cirkd_memory": CIRKDMemoryLoss,
+    "cirkdv2": CIRKDv2Loss,
 }
 
 __all__ = [
     "LOSSES",
     "ATLoss",
+    "CIRKDMemoryLoss",
+    "CIRKDMiniBatchLoss",
+    "CIRKDv2Loss",
+    "CSKDLoss",
     "CWDLoss",
+    "DISTLoss",
+    "DSDLoss",
     "DistillationLoss",
+    "FitNetLoss",
+    "IFVDLoss",
     "KDLoss",
     "LossSetup",
+    "PairwiseLoss",
     "TaskLoss",
     "build_losses",
     "check_losses",

@@ -52,6 +52,7 @@ class DistillationLoss(nn.Module):
     paper: str = ""
     citation: str = ""
     needs_teacher: bool = True
+    min_batch: int = 1  # Images on one device below which `forward` raises a ValueError that says why.
 
     def __init__(self, setup: LossSetup, layer: str = "features"):
         super().__init__()
@@ -75,6 +76,15 @@ def pick(output: SegmentationOutput, layer: str) -> Tensor:
     name, _, index = layer.partition(".")
     value = output[name]
     return value[int(index)] if index else value
+
+
+def check_same_classes(name: str, student: int, teacher: int) -> None:
+    """Refuse logits of different numbers of classes, which no projection could make comparable."""
+    if student != teacher:
+        raise ValueError(
+            f"{name}: student and teacher must have the same classes, got {student} and {teacher} logit channels. "
+            "Use a teacher trained on the same dataset."
+        )
 
 
 def same_size(x: Tensor, reference: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ class CWDLoss(DistillationLoss):
 
     A softmax at `temperature` turns each channel of a map into a distribution over its h·w positions; the teacher's
     is the target: `temperature² / (B·C) · Σ_b Σ_c KL(teacher ‖ student)` with C the teacher's channels.
+    Variants of TorchDistiller normalise something else (`norm`) or compare by squared differences (`divergence`).
 
     Args:
         setup (`LossSetup`): Shapes of both models' outputs; a 1×1 projector is added when channels differ.
@@ -19,15 +20,21 @@ class CWDLoss(DistillationLoss):
         layer (`str`, *optional*, defaults to `"features"`): Field to compare, e.g. `"features"` or `"logits"`.
         denominator (`str`, *optional*, defaults to `"teacher"`): Whose channels C counts. CIRKD's code counts the
             `"student"`'s, which makes the loss teacher/student channels times larger when they differ.
+        norm (`str`, *optional*, defaults to `"channel"`): What is compared: `"channel"` as above; `"spatial"` a
+            softmax over channels at each position, divided by B·h·w; `"channel_mean"` the means of the channels.
+        divergence (`str`, *optional*, defaults to `"kl"`): `"kl"`, or `"mse"` for the sum of squared differences in
+            its place. TorchDistiller has temperature 1 with `"mse"`.
 
     Returns:
-        `torch.Tensor`: Scalar, in nats times temperature²; at least 0, and 0 when both agree.
+        `torch.Tensor`: Scalar, in nats times temperature² for `"kl"`; at least 0, and 0 when both agree.
 
     Raises:
-        ValueError: If the temperature is not positive, the denominator unknown, or the logits' classes disagree.
+        ValueError: If the temperature is not positive, the denominator, norm or divergence unknown, the KL asked of
+            channel means, or the logits' classes disagree.
 
     Differs from the original: `log_softmax` instead of the log of a softmax, which is NaN where a probability
-    underflows; a teacher map of another size is resized to the student's.
+    underflows; a teacher map of another size is resized to the student's; the combinations that take the logarithm of
+    a raw value, NaN where it is negative, are not offered.
 
     Reference: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021,
     https://huggingface.co/papers/2011.13256
@@ -42,19 +49,31 @@ class CWDLoss(DistillationLoss):
 }"""
 
     def __init__(
-        self, setup: LossSetup, temperature: float = 4.0, layer: str = "features", denominator: str = "teacher"
+        self,
+        setup: LossSetup,
+        temperature: float = 4.0,
+        layer: str = "features",
+        denominator: str = "teacher",
+        norm: str = "channel",
+        divergence: str = "kl",
     ):
         super().__init__(setup, layer=layer)
         if temperature <= 0:
             raise ValueError(f"cwd: temperature must be positive, got {temperature}.")
         if denominator not in ("teacher", "student"):
             raise ValueError(f"cwd: denominator must be 'teacher' or 'student', got {denominator!r}.")
+        if norm not in ("channel", "spatial", "channel_mean"):
+            raise ValueError(f"cwd: norm must be 'channel', 'spatial' or 'channel_mean', got {norm!r}.")
+        if divergence not in ("kl", "mse"):
+            raise ValueError(f"cwd: divergence must be 'kl' or 'mse', got {divergence!r}.")
+        if (norm, divergence) == ("channel_mean", "kl"):
+            raise ValueError("cwd: norm 'channel_mean' has no KL: means are no distribution. Set divergence: mse.")
         if "logits" in layer and self.student_channels != self.teacher_channels:
             raise ValueError(
                 f"cwd: {layer} of student and teacher must have the same classes, got {self.student_channels} and "
                 f"{self.teacher_channels} channels. A learned projection between classes would hide a wrong teacher."
             )
-        self.temperature = temperature
+        self.temperature, self.norm, self.divergence = temperature, norm, divergence
         self.channels = self.teacher_channels if denominator == "teacher" else self.student_channels
         self.projector = nn.Identity()
         if self.student_channels != self.teacher_channels:
@@ -63,7 +82,17 @@ class CWDLoss(DistillationLoss):
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
         student_map = self.projector(pick(student, self.layer))
         teacher_map = same_size(pick(teacher, self.layer), student_map)
-        student_log = (student_map.flatten(2) / self.temperature).log_softmax(dim=-1)
-        teacher_log = (teacher_map.flatten(2) / self.temperature).log_softmax(dim=-1)
-        divergence = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
-        return divergence * self.temperature**2 / (len(student_map) * self.channels)
+        student_map, teacher_map = student_map.flatten(2) / self.temperature, teacher_map.flatten(2) / self.temperature
+        batch, _, positions = student_map.shape
+        count = positions if self.norm == "spatial" else self.channels
+        return self.distance(student_map, teacher_map) * self.temperature**2 / (batch * count)
+
+    def distance(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        """Sum over everything of the divergence between maps (B, C, N) that are already divided by the temperature."""
+        if self.norm == "channel_mean":
+            return F.mse_loss(student_map.mean(dim=-1), teacher_map.mean(dim=-1), reduction="sum")
+        dim = -1 if self.norm == "channel" else 1
+        if self.divergence == "mse":
+            return F.mse_loss(student_map.softmax(dim), teacher_map.softmax(dim), reduction="sum")
+        student_log, teacher_log = student_map.log_softmax(dim), teacher_map.log_softmax(dim)
+        return F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)

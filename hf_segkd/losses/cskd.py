@@ -1,0 +1,175 @@
+"""Self-attention distillation of channels and positions, compared by kernel alignment."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.models.outputs import SegmentationOutput
+
+
+class CSKDLoss(DistillationLoss):
+    """CSKD: maps refined by channel and by position attention agree with the teacher's.
+
+    `cam`: `gamma A x + x` with `A = softmax(−x xᵀ / temperature)` between channels. `pam`: `gamma A v + x` with
+    `A = softmax(q kᵀ / temperature)` between the positions of a patch, where q, k, v are 1×1 projections of x. Both
+    are compared by `−log CKA`, the alignment of the models' B × B similarities of images. Each gamma starts at 0,
+    learns, and serves both models.
+
+    Args:
+        setup (`LossSetup`): Shapes of both models' outputs; channel counts may differ.
+        layer (`str`, *optional*, defaults to `"features"`): Field to compare.
+        terms (`list[str]`, *optional*, defaults to `("cam", "pam")`): Which terms to compute and return.
+        grid (`int`, *optional*, defaults to `5`): Patches per side for `pam`; 1 is the whole map.
+        comparison (`str`, *optional*, defaults to `"cka"`): `"cka"`, or `"mse"` after a learned 1×1 projection of the
+            student's map onto the teacher's channels.
+        temperature (`float`, *optional*, defaults to `2.0`): Of both attentions, > 0. The original's scripts use 2.
+        pam_projection (`str`, *optional*, defaults to `"fixed"`): q, k and v of `pam`: `"fixed"` draws them once from
+            a constant seed, `"learned"` trains them, `"resample"` draws them for every patch of every step.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The scalars named in `terms`. `cka` is in nats, from 0 (−1e-8, exactly) upwards.
+
+    Raises:
+        ValueError: If an option is unknown; in `forward`, with `"cka"`, for fewer than 3 images on a device: the
+            alignment of two images is always 1, of one image 0/0.
+
+    Differs from the original: it draws the projections of `pam` anew in every call (`"resample"`) and never trains
+    them; attention is computed without keeping an N × N matrix; a query is at least 1 wide, so that fewer than 8
+    channels work; a teacher map of another size is resized to the student's.
+
+    Reference: CSKD's code, losses/sa.py; the attentions: Fu et al., Dual Attention Network for Scene Segmentation,
+    CVPR 2019, https://huggingface.co/papers/1809.02983; CKA: Kornblith et al., Similarity of Neural Network
+    Representations Revisited, ICML 2019, https://huggingface.co/papers/1905.00414
+    """
+
+    paper = "https://huggingface.co/papers/1809.02983"
+    citation = """@inproceedings{fu2019dual,
+  title={Dual Attention Network for Scene Segmentation},
+  author={Fu, Jun and Liu, Jing and Tian, Haijie and Li, Yong and Bao, Yongjun and Fang, Zhiwei and Lu, Hanqing},
+  booktitle={CVPR},
+  year={2019}
+}"""
+    min_batch = 3
+
+    def __init__(
+        self,
+        setup: LossSetup,
+        layer: str = "features",
+        terms: tuple[str, ...] = ("cam", "pam"),
+        grid: int = 5,
+        comparison: str = "cka",
+        temperature: float = 2.0,
+        pam_projection: str = "fixed",
+    ):
+        super().__init__(setup, layer=layer)
+        _check_options(terms, grid, comparison, temperature, pam_projection)
+        self.terms, self.grid, self.comparison = tuple(terms), grid, comparison
+        self.temperature, self.pam_projection = temperature, pam_projection
+        self.gammas = nn.ParameterDict({term: nn.Parameter(torch.zeros(1)) for term in self.terms})
+        self.projector, student_channels = nn.Identity(), self.student_channels
+        if comparison == "mse":
+            self.projector = nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1, bias=False)
+            student_channels = self.teacher_channels
+        if "pam" in self.terms and pam_projection != "resample":
+            generator = torch.Generator().manual_seed(0)
+            for whose, channels in (("student", student_channels), ("teacher", self.teacher_channels)):
+                self._keep(f"{whose}_projection", draw_projection(torch.empty(0), channels, generator))
+
+    def _keep(self, name: str, projection: Tensor) -> None:
+        if self.pam_projection == "learned":
+            self.register_parameter(name, nn.Parameter(projection))
+        else:
+            self.register_buffer(name, projection)
+
+    def projection(self, whose: str, x: Tensor) -> Tensor:
+        """Projection of `position_attention` for one patch `x` of the `"student"` or the `"teacher"`."""
+        if self.pam_projection == "resample":
+            return draw_projection(x, x.shape[1])
+        return (self.student_projection if whose == "student" else self.teacher_projection).to(x.dtype)
+
+    def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
+        student_map = self.projector(pick(student, self.layer))
+        teacher_map = same_size(pick(teacher, self.layer), student_map)
+        if self.comparison == "cka" and len(student_map) < self.min_batch:
+            raise ValueError(
+                f"cskd: CKA compares the images of a batch and needs at least {self.min_batch} on each device, got "
+                f"{len(student_map)}: two images are always aligned perfectly and would teach nothing. "
+                "Raise the batch size per device (not the accumulation steps), or set comparison: mse."
+            )
+        compare = cka_loss if self.comparison == "cka" else F.mse_loss
+        values = {}
+        if "cam" in self.terms:
+            gamma = self.gammas["cam"]
+            attended = (channel_attention(x, gamma, self.temperature) for x in (student_map, teacher_map))
+            values["cam"] = compare(*attended)
+        if "pam" in self.terms:
+            student_patches = self.patches("student", student_map)
+            teacher_patches = self.patches("teacher", teacher_map)
+            pairs = zip(student_patches, teacher_patches, strict=True)
+            values["pam"] = torch.stack([compare(s, t) for s, t in pairs]).mean()
+        return values
+
+    def patches(self, whose: str, x: Tensor) -> list[Tensor]:
+        """Patches of `x` (B, C, h, w), row by row, each after position attention. A small map has fewer than grid²."""
+        pieces = [piece for rows in x.chunk(self.grid, dim=2) for piece in rows.chunk(self.grid, dim=3)]
+        gamma = self.gammas["pam"]
+        return [position_attention(p, self.projection(whose, p), gamma, self.temperature) for p in pieces]
+
+
+def channel_attention(x: Tensor, gamma: Tensor, temperature: float) -> Tensor:
+    """`gamma softmax(−x xᵀ / temperature) x + x` for `x` (B, C, h, w): a channel attends to those unlike itself."""
+    flat = x.flatten(2)
+    attended = F.scaled_dot_product_attention(-flat, flat, flat, scale=1 / temperature)
+    return gamma * attended.view_as(x) + x
+
+
+def position_attention(x: Tensor, projection: Tensor, gamma: Tensor, temperature: float) -> Tensor:
+    """`gamma softmax(q kᵀ / temperature) v + x` between the positions of `x` (B, C, h, w).
+
+    `projection` (2 max(1, C // 8) + C, C + 1) stacks the weights of q, k and v; its last column holds the biases.
+    """
+    channels = x.shape[1]
+    width = query_width(channels)
+    tokens = F.linear(x.flatten(2).transpose(1, 2), projection[:, :-1], projection[:, -1])
+    query, key, value = tokens.split([width, width, channels], dim=-1)
+    # Values are cut into heads of the query's width: the fused kernels, which keep no N × N matrix, need equal widths.
+    value = F.pad(value, (0, -channels % width)).unflatten(-1, (-1, width)).transpose(1, 2)
+    query, key = (q[:, None].expand(-1, value.shape[1], -1, -1) for q in (query, key))
+    attended = F.scaled_dot_product_attention(query, key, value, scale=1 / temperature)
+    attended = attended.transpose(1, 2).flatten(2)[..., :channels]
+    return gamma * attended.transpose(1, 2).reshape(x.shape) + x
+
+
+def query_width(channels: int) -> int:
+    return max(1, channels // 8)
+
+
+def draw_projection(like: Tensor, channels: int, generator: torch.Generator | None = None) -> Tensor:
+    """Weights and biases as PyTorch initialises three 1×1 convolutions: uniform within ±1/√channels."""
+    rows, bound = 2 * query_width(channels) + channels, channels**-0.5
+    return like.new_empty(rows, channels + 1).uniform_(-bound, bound, generator=generator)
+
+
+def cka_loss(x: Tensor, y: Tensor) -> Tensor:
+    """`−log(CKA + 1e-8)` of two maps with the same B images: 0 when their images resemble each other alike."""
+    x, y = (F.normalize(_gram(z.flatten(1)).flatten(), dim=0) for z in (x, y))
+    return -((x * y).sum().abs() + 1e-8).log()
+
+
+def _gram(x: Tensor) -> Tensor:
+    x = x - x.mean(dim=0)
+    return x @ x.T
+
+
+def _check_options(terms, grid: int, comparison: str, temperature: float, pam_projection: str) -> None:
+    if not terms or isinstance(terms, str) or set(terms) - {"cam", "pam"}:
+        raise ValueError(f"cskd: terms must be a list of 'cam' and 'pam', got {terms!r}.")
+    if isinstance(grid, bool) or not isinstance(grid, int) or grid < 1:
+        raise ValueError(f"cskd: grid must be a positive number of patches per side, got {grid!r}.")
+    if comparison not in ("cka", "mse"):
+        raise ValueError(f"cskd: comparison must be 'cka' or 'mse', got {comparison!r}.")
+    if temperature <= 0:
+        raise ValueError(f"cskd: temperature must be positive, got {temperature}.")
+    if pam_projection not in ("fixed", "resample", "learned"):
+        raise ValueError(f"cskd: pam_projection must be 'fixed', 'resample' or 'learned', got {pam_projection!r}.")

@@ -1,0 +1,64 @@
+"""Distillation from a stronger teacher: correlations instead of exact probabilities."""
+
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, same_size
+from hf_segkd.models.outputs import SegmentationOutput
+
+EPS = 1e-8
+
+
+class DISTLoss(DistillationLoss):
+    """DIST: the student's class probabilities correlate with the teacher's, pixel by pixel and class by class.
+
+    With p, q the softmax over classes of student and teacher at `temperature`, and ρ the Pearson correlation:
+    `temperature² · [beta · (1 − mean over pixels of ρ(p_i, q_i)) + gamma · (1 − mean over classes of ρ(p_k, q_k))]`,
+    where p_i holds the K classes of a pixel and p_k all B·h·w pixels of the local batch for a class.
+
+    Args:
+        setup (`LossSetup`): Shapes of both models' logits; the numbers of classes must agree.
+        beta (`float`, *optional*, defaults to `1.0`): Weight of the correlation over classes.
+        gamma (`float`, *optional*, defaults to `1.0`): Weight of the correlation over pixels.
+        temperature (`float`, *optional*, defaults to `1.0`): Softmax temperature, > 0.
+
+    Returns:
+        `torch.Tensor`: Scalar, between 0 and 2 · temperature² · (beta + gamma) for positive weights.
+
+    Raises:
+        ValueError: If the temperature is not positive or the classes disagree.
+
+    Differs from the original: the code at hand has no temperature, which is the default here; a teacher map of
+    another size is resized to the student's.
+
+    Reference: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022,
+    https://huggingface.co/papers/2205.10536
+    """
+
+    paper = "https://huggingface.co/papers/2205.10536"
+    citation = """@inproceedings{huang2022knowledge,
+  title={Knowledge Distillation from A Stronger Teacher},
+  author={Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
+  booktitle={NeurIPS},
+  year={2022}
+}"""
+
+    def __init__(self, setup: LossSetup, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0):
+        super().__init__(setup, layer="logits")
+        if temperature <= 0:
+            raise ValueError(f"dist: temperature must be positive, got {temperature}.")
+        check_same_classes("dist", self.student_channels, self.teacher_channels)
+        self.beta, self.gamma, self.temperature = beta, gamma, temperature
+
+    def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
+        student_probabilities = (student.logits / self.temperature).softmax(dim=1)
+        teacher_probabilities = (same_size(teacher.logits, student.logits) / self.temperature).softmax(dim=1)
+        pixels = 1 - correlation(student_probabilities, teacher_probabilities, dim=(1,)).mean()
+        classes = 1 - correlation(student_probabilities, teacher_probabilities, dim=(0, 2, 3)).mean()
+        return self.temperature**2 * (self.beta * pixels + self.gamma * classes)
+
+
+def correlation(a: Tensor, b: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """Pearson correlation of `a` and `b` over the dimensions `dim`; 0 where one of them is constant."""
+    a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
+    return (a * b).sum(dim) / (vector_norm(a, dim=dim) * vector_norm(b, dim=dim) + EPS)
