@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from hf_segkd.models import load_processor, load_segmenter
 
 ROOT = Path(__file__).resolve().parents[1]
+METHODS = sorted((ROOT / "scripts" / "recipes" / "methods").glob("*.yaml"))
 RECIPE = {
     "dataset": "synthetic",
     "dataset_config": {"num_train": 8, "num_validation": 3, "num_test": 2, "height": 32, "width": 48},
@@ -133,6 +134,19 @@ def test_evaluate_gives_the_numbers_of_the_training_run(finished, tmp_path, monk
     assert found["per_class_iou"] == report["per_class_iou"]
     assert json.loads((tmp_path / "metrics.json").read_text())["mean_iou"] == pytest.approx(report["mean_iou"])
     assert (tmp_path / "predictions.png").is_file() and "pavement" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "method", sorted((ROOT / "scripts" / "recipes" / "methods").glob("*.yaml")), ids=lambda x: x.stem
+)
+def test_every_shipped_method_trains_and_logs_its_terms(method, teacher, tmp_path):
+    """A recipe that only parses may still name a layer that the pair does not have, or divide by an empty batch."""
+    given = recipe(tmp_path, per_device_train_batch_size=4, max_steps=2, eval_steps=2, save_steps=2)
+    distill.main([given, str(method), "--teacher", teacher, "--output_dir", str(tmp_path / "run")])
+    log = json.loads((tmp_path / "run" / "training_log.json").read_text())
+    names = {key for key in log[0] if key.startswith("loss_")}
+    for name in yaml.safe_load(method.read_text())["losses"]:
+        assert any(key == f"loss_{name}" or key.startswith(f"loss_{name}_") for key in names), (name, names)
 
 
 def test_run_stopped_by_sigterm_and_resumed_ends_with_the_same_bits(teacher, tmp_path):
