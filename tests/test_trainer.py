@@ -129,6 +129,18 @@ def test_signal_handlers_are_restored_after_training(tmp_path, tiny_student):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+def test_second_signal_acts_as_usual(tmp_path, tiny_student):
+    """Whoever presses Ctrl-C twice does not want to wait for the end of the step."""
+    before, during = signal.getsignal(signal.SIGTERM), []
+
+    class SignalAndLook(SignalAt):
+        def on_substep_end(self, *args, **kwargs):
+            during.append(signal.getsignal(signal.SIGTERM))
+
+    trainer_for(tmp_path, tiny_student, callbacks=[SignalAndLook(1)], gradient_accumulation_steps=2).train()
+    assert len(during) == 2 and during[0] != before and during[1] == before
+
+
 def test_native_segformer_checkpoint_is_resumed_whole(tmp_path):
     """Trainer's own loader skips 116 of SegFormer's 124 tensors with a mere warning."""
     config = SegformerConfig(
