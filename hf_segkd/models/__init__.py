@@ -104,6 +104,8 @@ def _pretrained_model(spec: str, **hub_kwargs: Any) -> PreTrainedModel:
             f"'{spec}' is a file, a model is a folder. Convert an original checkpoint with "
             "`python scripts/convert_checkpoint.py CHECKPOINT FOLDER` and pass the folder."
         )
+    if not folder.is_dir() and (folder.is_absolute() or spec.startswith(".") or spec.count("/") > 1):
+        raise _not_found(spec, "there is no such folder")  # a Hub id never looks like this: no need to ask the Hub
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise _not_found(spec, "the folder has no config.json")
     try:
