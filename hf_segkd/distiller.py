@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from hf_segkd.losses import Weight
 from hf_segkd.losses.base import LossSetup
-from hf_segkd.models import InputNormalization, SegmentationOutput, output_shapes
+from hf_segkd.models import InputNormalization, SegmentationOutput, output_shapes, upsamples_with_align_corners
 
 
 @dataclass
@@ -99,10 +99,5 @@ def loss_setup(
         teacher=output_shapes(teacher, size) if teacher is not None else {},
         num_labels=student.config.num_labels,
         ignore_index=ignore_index,
-        align_corners=upsamples_with_align_corners(student),
+        align_corners=upsamples_with_align_corners(student.config),
     )
-
-
-def upsamples_with_align_corners(model: PreTrainedModel) -> bool:
-    """How a model's logits are brought to image size: its config's `align_corners`, else transformers' own `False`."""
-    return model.config.to_dict().get("align_corners", False)

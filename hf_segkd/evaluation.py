@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_segkd.confusion import confusion_matrix, scores
 from hf_segkd.data.transforms import collate
-from hf_segkd.distiller import upsamples_with_align_corners
-from hf_segkd.models import InputNormalization
+from hf_segkd.models import InputNormalization, upsamples_with_align_corners
 
 PROTOCOL = "whole image, single scale, at label size"
 
@@ -43,7 +42,7 @@ def predictions(
     """
     model = model.to(device).eval()
     normalization = InputNormalization.from_processor(processor).to(device)
-    align_corners = upsamples_with_align_corners(model)
+    align_corners = upsamples_with_align_corners(model.config)
     for batch in DataLoader(dataset, batch_size=1, num_workers=num_workers, collate_fn=collate):
         pixel_values, labels = batch["pixel_values"].to(device), batch["labels"].to(device)
         logits = model(pixel_values=normalization(pixel_values)).logits

@@ -17,10 +17,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_segkd.config import DistillationConfig
 from hf_segkd.confusion import confusion_matrices, scores
 from hf_segkd.data.transforms import collate
-from hf_segkd.distiller import Distiller, loss_setup, upsamples_with_align_corners
+from hf_segkd.distiller import Distiller, loss_setup
 from hf_segkd.evaluation import upsampled_argmax
 from hf_segkd.losses import build_losses
-from hf_segkd.models import InputNormalization, load_processor
+from hf_segkd.models import InputNormalization, load_processor, upsamples_with_align_corners
 
 LOSSES_FILE = "losses.safetensors"
 
@@ -72,7 +72,7 @@ class DistillationTrainer(Trainer):
         if args.world_size > 1 and args.device.type == "cuda":
             distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
         self.ignore_index, self.num_labels = ignore_index, student.config.num_labels
-        self.align_corners = upsamples_with_align_corners(student)
+        self.align_corners = upsamples_with_align_corners(student.config)
         self.eval_matrix, self.eval_scores = 0, {}
         self._terms: dict[str, torch.Tensor] = {}
         self._term_count = 0

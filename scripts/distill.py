@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-import transformers
 from accelerate.utils import set_seed
 
 import dataset_builders
@@ -106,7 +105,6 @@ def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTr
         rows = dataset_builders.load_split(script.dataset, script.data_dir, split, **(script.dataset_config or {}))
         splits[split] = SegmentationDataset(rows, split_transform, spec.num_labels, seed=config.seed)
         check_items(splits[split])
-    transformers.logging.set_verbosity_error()
     return DistillationTrainer(
         student,
         teacher,

@@ -24,7 +24,15 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from .espnet import ESPNetConfig, ESPNetForSemanticSegmentation
 from .image_processing import SegmentationImageProcessor
 from .normalization import InputNormalization
-from .outputs import FEATURE_MODULES, OWN_PREFIX, SegmentationOutput, expose_features, output_shapes, segmentation_loss
+from .outputs import (
+    FEATURE_MODULES,
+    OWN_PREFIX,
+    SegmentationOutput,
+    expose_features,
+    output_shapes,
+    segmentation_loss,
+    upsamples_with_align_corners,
+)
 
 __all__ = [
     "FEATURE_MODULES",
@@ -41,6 +49,7 @@ __all__ = [
     "load_segmenter",
     "output_shapes",
     "segmentation_loss",
+    "upsamples_with_align_corners",
 ]
 
 MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
@@ -207,5 +216,5 @@ def default_processor(config: PreTrainedConfig) -> SegmentationImageProcessor:
         config (`PreTrainedConfig`): ESPNet gets BGR 0..255 with the published CamVid and Cityscapes statistics, any
             other model RGB with ImageNet's.
     """
-    align_corners = config.to_dict().get("align_corners", False)
-    return SegmentationImageProcessor(**PROCESSORS.get(config.model_type, {}), align_corners=align_corners)
+    options = PROCESSORS.get(config.model_type, {})
+    return SegmentationImageProcessor(**options, align_corners=upsamples_with_align_corners(config))

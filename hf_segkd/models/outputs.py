@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 # The only place where the inside of a native model is named.
@@ -60,6 +60,11 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int, align_c
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
     total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
     return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def upsamples_with_align_corners(config: PreTrainedConfig) -> bool:
+    """How a model's logits are brought to image size: its config's `align_corners`, else transformers' own `False`."""
+    return config.to_dict().get("align_corners", False)
 
 
 class _FeatureHook:
