@@ -39,3 +39,28 @@ class Family:
             if re.search(pattern, key):
                 return re.sub(pattern, replacement, key)
         return None
+
+
+@dataclass(frozen=True)
+class Part:
+    """The share of one backbone or one head in a family: code bases combine the same parts in several networks.
+
+    Args:
+        name (`str`): Shown to the user.
+        signature (`str`): Regular expression that matches a key of this part and of no other backbone or head.
+        rename (`tuple[tuple[str, str], ...]`): As in [`Family`]; a backbone's targets begin with `backbone.`.
+        config (`Callable`): From the original tensors: a backbone's config, or the fields of a head's config.
+        input_convolution (`str`, *optional*): Our name of a backbone's first weight, whose channels are reversed where
+            the originals read BGR.
+        operations (`tuple[Callable, ...]`): As in [`Family`].
+    """
+
+    name: str
+    signature: str
+    rename: tuple[tuple[str, str], ...]
+    config: Callable[[StateDict], PreTrainedConfig | dict]
+    input_convolution: str | None = None
+    operations: tuple[Callable[[StateDict], StateDict], ...] = ()
+
+    def matches(self, state_dict: StateDict) -> bool:
+        return any(re.search(self.signature, key) for key in state_dict)
