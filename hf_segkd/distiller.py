@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from hf_segkd.losses import Weight
+from hf_segkd.losses import Weight, WeightSchedule
 from hf_segkd.losses.base import LossSetup
 from hf_segkd.models import InputNormalization, SegmentationOutput, output_shapes, upsamples_with_align_corners
 
@@ -32,6 +32,8 @@ class Distiller(nn.Module):
             1 where none is given.
         normalization (`InputNormalization`, *optional*): From uint8 RGB to what the student was made for; the
             default leaves the input as it is.
+        schedules (`dict[str, WeightSchedule]`, *optional*): How the weights of these losses change over time. The
+            buffer `progress`, a scalar from 0 to 1, is the time: the trainer sets it before each step.
 
     Raises:
         ValueError: In `forward`, when a weight names a term that its loss does not return.
@@ -47,12 +49,16 @@ class Distiller(nn.Module):
         losses: dict[str, nn.Module] | nn.ModuleDict,
         weights: dict[str, Weight] | None = None,
         normalization: InputNormalization | None = None,
+        schedules: dict[str, WeightSchedule] | None = None,
     ):
         super().__init__()
         self.student = student
         self.losses = losses if isinstance(losses, nn.ModuleDict) else nn.ModuleDict(losses)
         self.weights = {name: 1.0 for name in self.losses} | (weights or {})
         self.normalization = normalization if normalization is not None else nn.Identity()
+        self.schedules = schedules or {}
+        # A tensor, so that a compiled step is not compiled again for each value.
+        self.register_buffer("progress", torch.zeros(()), persistent=False)
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor, teacher: SegmentationOutput | None = None
@@ -75,19 +81,20 @@ class Distiller(nn.Module):
     def _weighted(self, name: str, value: Tensor | dict[str, Tensor]) -> list[tuple[str, Tensor, float]]:
         """Name, value and weight of each term: `{"cwd": x}` stays, `{"cirkd": {"pixel": x}}` becomes `cirkd_pixel`."""
         weight = self.weights[name]
+        factor = self.schedules[name].factor(self.progress) if name in self.schedules else 1.0
         if not isinstance(value, dict):
             if isinstance(weight, dict):
                 raise ValueError(
                     f"losses.{name} has one term, but its weight names {', '.join(weight)}. Give a number."
                 )
-            return [(name, value, weight)]
+            return [(name, value, weight * factor)]
         if not isinstance(weight, dict):
-            return [(f"{name}_{term}", x, weight) for term, x in value.items()]
+            return [(f"{name}_{term}", x, weight * factor) for term, x in value.items()]
         if unknown := set(weight) - set(value):
             raise ValueError(
                 f"losses.{name}.weight names {', '.join(sorted(unknown))}; its terms are {', '.join(value)}."
             )
-        return [(f"{name}_{term}", x, weight.get(term, 1.0)) for term, x in value.items()]
+        return [(f"{name}_{term}", x, weight.get(term, 1.0) * factor) for term, x in value.items()]
 
 
 def loss_setup(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import torch
@@ -14,12 +12,13 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_segkd.callbacks import SaveOnSignal, SetEpoch, SetProgress
 from hf_segkd.config import DistillationConfig
 from hf_segkd.confusion import confusion_matrices, scores
 from hf_segkd.data.transforms import collate
 from hf_segkd.distiller import Distiller, loss_setup
 from hf_segkd.evaluation import upsampled_argmax
-from hf_segkd.losses import build_losses
+from hf_segkd.losses import build_losses, build_schedules
 from hf_segkd.models import InputNormalization, load_processor, upsamples_with_align_corners
 
 LOSSES_FILE = "losses.safetensors"
@@ -63,12 +62,14 @@ class DistillationTrainer(Trainer):
     ):
         processing_class = processing_class or load_processor(student)
         size = tuple(train_dataset[0]["pixel_values"].shape[-2:])
-        weights = None
+        weights = schedules = None
         if losses is None:
             # Projectors are drawn from the run's seed too, whatever was built before.
             torch.manual_seed(args.seed)
             losses, weights = build_losses(args.losses, loss_setup(student, teacher, size, ignore_index))
-        distiller = Distiller(student, losses, weights, InputNormalization.from_processor(processing_class))
+            schedules = build_schedules(args.losses)
+        normalization = InputNormalization.from_processor(processing_class)
+        distiller = Distiller(student, losses, weights, normalization, schedules)
         if args.world_size > 1 and args.device.type == "cuda":
             distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
         self.ignore_index, self.num_labels = ignore_index, student.config.num_labels
@@ -84,7 +85,7 @@ class DistillationTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=self._add_to_metrics,
-            callbacks=[SetEpoch(train_dataset), SaveOnSignal(), *(callbacks or [])],
+            callbacks=[SetEpoch(train_dataset), SetProgress(distiller), SaveOnSignal(), *(callbacks or [])],
         )
         # Native heads take **kwargs, which Trainer reads as "the loss is already divided by the accumulation steps".
         self.model_accepts_loss_kwargs = False
@@ -195,46 +196,6 @@ class DistillationTrainer(Trainer):
     def interrupted(self) -> int:
         """Number of the signal that stopped training early, 0 if none did; the state is in the last checkpoint."""
         return max(x.received for x in self.callback_handler.callbacks if isinstance(x, SaveOnSignal))
-
-
-class SetEpoch(TrainerCallback):
-    """Tells the training dataset the epoch, from which it draws its augmentation (also after a resume)."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(int(state.epoch or 0))
-
-
-class SaveOnSignal(TrainerCallback):
-    """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second signal acts as usual."""
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self):
-        self.received, self._previous, self._pid = 0, {}, os.getpid()
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._previous = {number: signal.signal(number, self._note) for number in self.signals}
-
-    def _note(self, number, frame):
-        if os.getpid() != self._pid:  # a data loader's worker: the parent stops it
-            return
-        self.received = number
-        self._restore()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.received:
-            control.should_save = control.should_training_stop = True
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._restore()
-
-    def _restore(self):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 def last_checkpoint(output_dir: str) -> str | None:

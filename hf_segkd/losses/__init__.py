@@ -16,6 +16,7 @@ from hf_segkd.losses.dsd import DSDLoss
 from hf_segkd.losses.fitnet import FitNetLoss
 from hf_segkd.losses.ifvd import IFVDLoss
 from hf_segkd.losses.kd import KDLoss
+from hf_segkd.losses.schedule import WeightSchedule, read_schedule
 from hf_segkd.losses.skd import PairwiseLoss
 from hf_segkd.losses.task import TaskLoss
 
@@ -52,13 +53,16 @@ __all__ = [
     "LossSetup",
     "PairwiseLoss",
     "TaskLoss",
+    "WeightSchedule",
     "build_losses",
+    "build_schedules",
     "check_losses",
     "pick",
     "same_size",
 ]
 
 Weight = float | dict[str, float]
+COMMON_OPTIONS = ("type", "weight", "schedule")
 
 
 def check_losses(specs: dict[str, dict]) -> None:
@@ -66,7 +70,8 @@ def check_losses(specs: dict[str, dict]) -> None:
 
     Args:
         specs (`dict[str, dict]`): Name in the logs -> options. The name is the method unless the options hold a
-            `type`; `weight` is a number, or one number per term: `{"cwd_logits": {"type": "cwd", "weight": 3.0}}`.
+            `type`; `weight` is a number, or one number per term: `{"cwd_logits": {"type": "cwd", "weight": 3.0}}`;
+            `schedule` changes the weight over time, see [`WeightSchedule`]: `{"warmup": 0.1, "decay": 0.2}`.
 
     Raises:
         ValueError: On an unknown method or option (with the closest match) or a weight that is not a finite number.
@@ -81,7 +86,7 @@ def check_losses(specs: dict[str, dict]) -> None:
         method = options.get("type", name)
         if method not in LOSSES:
             raise ValueError(f"Unknown loss {method!r}.{_hint(method, LOSSES)} Known losses: {', '.join(LOSSES)}.")
-        known = [*list(inspect.signature(LOSSES[method]).parameters)[1:], "weight", "type"]
+        known = [*list(inspect.signature(LOSSES[method]).parameters)[1:], *COMMON_OPTIONS]
         for option in options:
             if option not in known:
                 raise ValueError(
@@ -89,14 +94,15 @@ def check_losses(specs: dict[str, dict]) -> None:
                     f"Options of {method}: {', '.join(known)}."
                 )
         _check_weight(name, options.get("weight", 1.0))
+        read_schedule(name, options.get("schedule", {}))
 
 
 def build_losses(specs: dict[str, dict], setup: LossSetup) -> tuple[nn.ModuleDict, dict[str, Weight]]:
     """Build the losses of a recipe.
 
     Args:
-        specs (`dict[str, dict]`): As [`check_losses`] describes; every option except `type` and `weight` goes to
-            the loss's constructor.
+        specs (`dict[str, dict]`): As [`check_losses`] describes; every option except `type`, `weight` and
+            `schedule` goes to the loss's constructor.
         setup (`LossSetup`): Shapes of both models' outputs, classes, ignore index.
 
     Returns:
@@ -108,10 +114,15 @@ def build_losses(specs: dict[str, dict], setup: LossSetup) -> tuple[nn.ModuleDic
     check_losses(specs)
     modules, weights = nn.ModuleDict(), {}
     for name, options in specs.items():
-        arguments = {key: value for key, value in options.items() if key not in ("type", "weight")}
+        arguments = {key: value for key, value in options.items() if key not in COMMON_OPTIONS}
         modules[name] = LOSSES[options.get("type", name)](setup, **arguments)
         weights[name] = options.get("weight", 1.0)
     return modules, weights
+
+
+def build_schedules(specs: dict[str, dict]) -> dict[str, WeightSchedule]:
+    """The schedules of those losses of a recipe that have one, by name."""
+    return {name: read_schedule(name, options["schedule"]) for name, options in specs.items() if "schedule" in options}
 
 
 def _check_weight(name: str, weight: Weight) -> None:
