@@ -70,14 +70,14 @@ def scores(matrix: Tensor) -> dict[str, Any]:
 
     IoU = intersection / union and accuracy = intersection / reference pixels, per class. A class in neither prediction
     nor reference has IoU NaN and is left out of `mean_iou`; `mean_iou_all` counts it as 0, as the code of SKD, CIRKD
-    and CSKD does.
+    and CSKD does; `frequency_weighted_iou` weighs each class by its share of the reference pixels.
 
     Args:
         matrix (`torch.Tensor`): Counts (K, K), rows = reference, columns = prediction.
 
     Returns:
-        `dict`: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `mean_iou_all` (`float`, NaN without counted pixels
-        except the last) and `per_category_iou`, `per_category_accuracy` (float64 arrays of K values).
+        `dict`: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `frequency_weighted_iou` (`float`, NaN without counted
+        pixels), `mean_iou_all` (`float`) and `per_category_iou`, `per_category_accuracy` (float64 arrays of K values).
     """
     counts = matrix.cpu().numpy().astype(np.float64)
     intersection, references = np.diag(counts), counts.sum(axis=1)
@@ -93,6 +93,7 @@ def scores(matrix: Tensor) -> dict[str, Any]:
         "per_category_iou": iou,
         "per_category_accuracy": accuracy,
         "mean_iou_all": float(np.nan_to_num(iou).mean()),
+        "frequency_weighted_iou": float(references @ np.nan_to_num(iou) / total) if total > 0 else float("nan"),
     }
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 import resource
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -17,8 +19,10 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedModel
 
+from hf_segkd.comparison import Difference
 from hf_segkd.data import DatasetSpec
-from hf_segkd.evaluation import predictions
+from hf_segkd.evaluation import Evaluation, predictions
+from hf_segkd.figures import plot_class_bars, plot_confusion
 from hf_segkd.recipe import dump
 from hf_segkd.trainer import DistillationTrainer
 from hf_segkd.visualization import colorize, plot_curves, side_by_side
@@ -35,11 +39,11 @@ def metrics_report(scores: dict, labels: tuple[str, ...], **facts) -> dict:
     Returns:
         `dict`: JSON-ready; a class without pixels is `None`.
     """
-    report = {key: float(scores[key]) for key in ("mean_iou", "mean_iou_all", "mean_accuracy", "overall_accuracy")}
-    for key in ("iou", "accuracy"):
-        values = [float(value) for value in scores[f"per_category_{key}"]]
-        named = zip(labels, values, strict=True)
-        report[f"per_class_{key}"] = {label: None if math.isnan(value) else value for label, value in named}
+    report = {key: _number(value) for key, value in scores.items() if not key.startswith("per_category_")}
+    for key, values in scores.items():
+        if key.startswith("per_category_"):
+            named = zip(labels, values, strict=True)
+            report[key.replace("category", "class")] = {label: _number(value) for label, value in named}
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -59,7 +63,10 @@ def write_json(content: dict, path: str | Path) -> None:
     """Write `content` as indented JSON, making the folder when needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2)
+    # One line for each row of numbers: a confusion matrix of 150 classes is 150 lines, not 22 500.
+    text = re.sub(r"\[[\s\d.,e+-]+\]", lambda row: " ".join(row[0].split()), text)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def table(report: dict) -> str:
@@ -73,7 +80,22 @@ def table(report: dict) -> str:
         f"{'mean (present classes)':<{width}}  {_percent(report['mean_iou'])}  {_percent(report['mean_accuracy'])}"
     )
     lines.append(f"{'pixel accuracy':<{width}}          {_percent(report['overall_accuracy'])}")
+    if "boundary_iou" in report:
+        lines.append(f"{'boundary IoU':<{width}}  {_percent(report['boundary_iou'])}")
     return "\n".join(lines)
+
+
+def comparison_table(difference: Difference, labels: Sequence[str], first: str, second: str) -> str:
+    """Per-class IoU of `first` minus that of `second` in points, with intervals, as text for a terminal."""
+    width = max(len("mean IoU"), *(len(label) for label in labels))
+    header = f"{'class':<{width}}   difference   {100 * difference.level:g} % interval"
+    rows = [*zip(labels, difference.per_class_iou, strict=True), ("mean IoU", difference.mean_iou)]
+    lines = [
+        f"{name:<{width}}   {100 * x:+10.2f}   {100 * low:+.2f} to {100 * high:+.2f}" for name, (x, low, high) in rows
+    ]
+    lines.insert(-1, "-" * len(header))
+    note = f"{first} minus {second}, IoU points; {difference.samples} paired resamples of {difference.images} images"
+    return "\n".join([note, header, *lines])
 
 
 def training_cost(log_history: list[dict], runtime: float, first_step: int, last_step: int) -> dict:
@@ -102,7 +124,7 @@ def prediction_figure(
     dataset: Dataset,
     spec: DatasetSpec,
     device="cpu",
-    count: int = 4,
+    indices: Sequence[int] | None = None,
 ) -> Image.Image:
     """Images, labels and predictions side by side, with the classes' colours below.
 
@@ -111,17 +133,59 @@ def prediction_figure(
         dataset (`torch.utils.data.Dataset`): As for [`~hf_segkd.evaluation.predictions`].
         spec (`DatasetSpec`): Palette, labels and ignore index.
         device (`str`, *optional*, defaults to `"cpu"`): Where the models run.
-        count (`int`, *optional*, defaults to `4`): Number of images, evenly spread over the dataset.
+        indices (`Sequence[int]`, *optional*): Which images; four, evenly spread over the dataset, by default.
     """
-    count = min(count, len(dataset))
-    chosen = Subset(dataset, [round(i * (len(dataset) - 1) / max(count - 1, 1)) for i in range(count)])
+    if indices is None:
+        count = min(4, len(dataset))
+        indices = [round(i * (len(dataset) - 1) / max(count - 1, 1)) for i in range(count)]
+    chosen = Subset(dataset, indices)
     rows: list[dict[str, Image.Image]] = [{} for _ in chosen]
     for title, (model, processor) in models.items():
-        for row, (image, labels, predicted) in zip(rows, predictions(model, processor, chosen, device), strict=True):
+        for row, (image, labels, predicted) in zip(
+            rows, predictions(model, processor, chosen, device=device), strict=True
+        ):
             row.setdefault("image", Image.fromarray(image.permute(1, 2, 0).numpy()))
             row.setdefault("label", colorize(labels.cpu().numpy(), spec.palette))
             row[title] = colorize(predicted.cpu().numpy(), spec.palette)
     return side_by_side(rows, spec.labels, spec.palette)
+
+
+def evaluation_figures(
+    models: dict, evaluation: Evaluation, dataset: Dataset, spec: DatasetSpec, folder: Path, device
+):
+    """Draw the best and the worst images of one model (by mean IoU in the image) and, with matplotlib, class scores.
+
+    Args are those of [`prediction_figure`], one model; `evaluation` is what was counted with it on `dataset`.
+    """
+    (name,) = models
+    order = evaluation.image_iou().nan_to_num(nan=0.5).argsort().tolist()
+    folder = folder / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for title, indices in (("worst", order[:3]), ("best", order[::-1][:3])):
+        prediction_figure(models, dataset, spec, device, indices).save(folder / f"{title}.png")
+    report = metrics_report(evaluation.scores(), spec.labels)
+    try:
+        plot_class_bars({name: report}, folder / "classes.png")
+        plot_confusion(evaluation.matrix, spec.labels, folder / "confusion.png")
+    except ImportError as error:
+        print(f"classes.png and confusion.png were not drawn: {error}")
+
+
+def model_names(models: Sequence[str]) -> dict[str, str]:
+    """A short name for each model, its folder's or repository's, mapped to where it is; longer where two would clash.
+
+    Raises:
+        ValueError: If there is no model.
+    """
+    if not models:
+        raise ValueError("No model given. Name a folder or Hub id, or two with --compare.")
+    models = list(dict.fromkeys(models))
+    short = [Path(model).name or model for model in models]
+    clash = len(set(short)) < len(short)
+    return {
+        model.strip("/.").replace("/", "_") if clash else name: model
+        for name, model in zip(short, models, strict=True)
+    }
 
 
 def begin_run(output_dir: str, recipe: dict, overwrite: bool = False) -> None:
@@ -159,6 +223,10 @@ def write_curves(history: dict[str, list[dict]], path: Path) -> None:
         plot_curves(history, path)
     except ImportError as error:
         print(f"{path.name} was not drawn: {error}")
+
+
+def _number(value) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 def _percent(value: float | None) -> str:

@@ -17,7 +17,7 @@ from hf_segkd.config import DistillationConfig
 from hf_segkd.confusion import confusion_matrices, scores
 from hf_segkd.data.transforms import collate
 from hf_segkd.distiller import Distiller, loss_setup
-from hf_segkd.evaluation import upsampled_argmax
+from hf_segkd.inference import upsampled_argmax
 from hf_segkd.losses import build_losses, build_schedules
 from hf_segkd.models import InputNormalization, load_processor, upsamples_with_align_corners
 

@@ -19,7 +19,7 @@ from hf_segkd.checks import check_classes, check_items, check_output_dir, check_
 from hf_segkd.config import DistillationConfig
 from hf_segkd.data import DATASETS, EvalTransform, SegmentationDataset, TrainTransform
 from hf_segkd.errors import readable_errors
-from hf_segkd.evaluation import PROTOCOL
+from hf_segkd.evaluation import WHOLE
 from hf_segkd.models import load_segmenter
 from hf_segkd.recipe import parse
 from hf_segkd.reporting import begin_run, finish_run, metrics_report, plain_logs, table, training_cost
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict:
         dataset=spec.name,
         split=spec.eval_split,
         images=len(trainer.eval_dataset),
-        protocol=PROTOCOL,
+        protocol=str(WHOLE),
         seed=config.seed,
         best_step=trainer.state.best_global_step,
         steps=step,

@@ -1,74 +1,115 @@
-"""Evaluate a segmentation model: per-class table, `metrics.json`, and a figure of a few images.
+"""Evaluate segmentation models: per-class table, `metrics.json`, figures; of two models, how sure the difference is.
 
-python scripts/evaluate.py FOLDER_OR_HUB_ID --dataset camvid --data_dir CamVid --split test --output_dir OUT
+    python scripts/evaluate.py FOLDER_OR_HUB_ID --dataset camvid --data_dir CamVid --split test --output_dir OUT
+    python scripts/evaluate.py --compare STUDENT BASELINE --dataset camvid --data_dir CamVid --output_dir OUT
+
+Several models are evaluated one after the other into `OUT/<name>`. With `torchrun` or `accelerate launch` the images
+are shared among the processes; each is counted once.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 import dataset_builders
 from hf_segkd.checks import check_classes
+from hf_segkd.command_line import add_protocol_arguments, add_running_arguments, read_protocol
+from hf_segkd.comparison import paired_bootstrap
 from hf_segkd.data import DATASETS, EvalTransform, SegmentationDataset
 from hf_segkd.errors import readable_errors
-from hf_segkd.evaluation import PROTOCOL, evaluate_model
+from hf_segkd.evaluation import Evaluation, evaluate_model
 from hf_segkd.models import load_processor, load_segmenter
-from hf_segkd.reporting import metrics_report, plain_logs, prediction_figure, table, write_json
+from hf_segkd.reporting import (
+    comparison_table,
+    evaluation_figures,
+    metrics_report,
+    model_names,
+    plain_logs,
+    prediction_figure,
+    table,
+    write_json,
+)
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """Evaluate as the command line says and return what `metrics.json` holds."""
+def main(argv: list[str] | None = None) -> dict[str, dict]:
+    """Evaluate as the command line says and return what each model's `metrics.json` holds."""
     arguments = parser().parse_args(argv)
     plain_logs()
     with readable_errors():
-        spec = DATASETS[arguments.dataset]
-        model = load_segmenter(arguments.model)
-        processor = load_processor(arguments.model)
-        check_classes(model, spec.labels, "model")
+        state = PartialState(cpu=arguments.device == "cpu")
+        device = arguments.device if arguments.device == "cpu" else state.device
+        spec, output_dir = DATASETS[arguments.dataset], Path(arguments.output_dir)
+        protocol = read_protocol(arguments)
+        names = model_names([*arguments.models, *(arguments.compare or ())])
+        models = {name: load(model, arguments) for name, model in names.items()}
         split = arguments.split or spec.eval_split
         rows = dataset_builders.load_split(arguments.dataset, arguments.data_dir, split)
         dataset = SegmentationDataset(rows, EvalTransform(spec.ignore_index), spec.num_labels)
-        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-        teacher = load_segmenter(arguments.teacher) if arguments.teacher else None
-        if teacher is not None:
-            check_classes(teacher, spec.labels, "teacher")
+        output_dir.mkdir(parents=True, exist_ok=True)
 
-    scores = evaluate_model(model, processor, dataset, spec.ignore_index, arguments.device, arguments.num_workers)
-    report = metrics_report(
-        scores,
-        spec.labels,
-        model=arguments.model,
-        dataset=spec.name,
-        split=split,
-        images=len(dataset),
-        protocol=PROTOCOL,
+    reports, evaluations = {}, {}
+    for name, (model, processor) in models.items():
+        running = torch.compile(model) if arguments.compile else model
+        evaluation = evaluate_model(
+            running, processor, dataset, protocol, spec.ignore_index, device, arguments.num_workers
+        )
+        facts = {"model": names[name], "dataset": spec.name, "split": split, "images": len(dataset)}
+        facts |= {"protocol": str(protocol), "dtype": arguments.dtype, "confusion_matrix": evaluation.matrix.tolist()}
+        reports[name], evaluations[name] = metrics_report(evaluation.scores(), spec.labels, **facts), evaluation
+        if state.is_main_process:
+            folder = output_dir / name if len(models) > 1 else output_dir
+            write_json(reports[name], folder / "metrics.json")
+            evaluation_figures({name: (model, processor)}, evaluation, dataset, spec, folder, device)
+            print(f"{table(reports[name])}\n{name}: {summary(reports[name])}\n")
+    if state.is_main_process and len(models) > 1:
+        prediction_figure(models, dataset, spec, device).save(output_dir / "predictions.png")
+    if state.is_main_process and arguments.compare:
+        compare(list(model_names(arguments.compare)), evaluations, spec.labels, output_dir)
+    state.wait_for_everyone()
+    return reports
+
+
+def load(model: str, arguments: argparse.Namespace) -> tuple:
+    """A model in the wanted precision, its classes checked, and its image processor."""
+    loaded = load_segmenter(model)
+    check_classes(loaded, DATASETS[arguments.dataset].labels, "model")
+    return loaded.to(getattr(torch, arguments.dtype)), load_processor(model)
+
+
+def compare(names: list[str], evaluations: dict[str, Evaluation], labels: tuple[str, ...], folder: Path) -> None:
+    """Print and write how the second model's IoU differs from the first's."""
+    first, second = names
+    difference = paired_bootstrap(evaluations[first].per_image, evaluations[second].per_image)
+    per_class = dict(zip(labels, difference.per_class_iou.tolist(), strict=True))
+    report = dataclasses.asdict(difference) | {"per_class_iou": per_class, "first": first, "second": second}
+    write_json(report, folder / "comparison.json")
+    print(comparison_table(difference, labels, first, second))
+
+
+def summary(report: dict) -> str:
+    return (
+        f"mIoU {100 * report['mean_iou']:.2f} %, pixel accuracy {100 * report['overall_accuracy']:.2f} % "
+        f"({report['images']} images, {report['split']}, {report['protocol']})"
     )
-    write_json(report, Path(arguments.output_dir) / "metrics.json")
-    models = {"student" if teacher is not None else "prediction": (model, processor)}
-    if teacher is not None:
-        models = {"teacher": (teacher, load_processor(arguments.teacher)), **models}
-    figure = prediction_figure(models, dataset, spec, arguments.device)
-    figure.save(Path(arguments.output_dir) / "predictions.png")
-    print(
-        f"{table(report)}\nmIoU {100 * report['mean_iou']:.2f} % ({len(dataset)} images, {split}, whole, single scale)"
-    )
-    return report
 
 
 def parser() -> argparse.ArgumentParser:
     """Command line of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder or Hub id")
-    parser.add_argument("--dataset", required=True, choices=sorted(DATASETS))
-    parser.add_argument("--data_dir", help="folder of the raw dataset")
-    parser.add_argument("--split", help="train, validation or test (default: the dataset's validation split)")
-    parser.add_argument("--output_dir", required=True, help="folder for metrics.json and predictions.png")
-    parser.add_argument("--teacher", help="folder or Hub id, shown beside the model in the figure")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that read images")
+    add = parser.add_argument
+    add("models", nargs="*", help="folders or Hub ids")
+    add("--compare", nargs=2, metavar=("A", "B"), help="two models whose difference is tested on these images")
+    add("--dataset", required=True, choices=sorted(DATASETS))
+    add("--data_dir", help="folder of the raw dataset")
+    add("--split", help="train, validation or test (default: the dataset's validation split)")
+    add("--output_dir", required=True, help="folder for metrics.json and figures")
+    add_protocol_arguments(parser)
+    add_running_arguments(parser)
     return parser
 
 

@@ -16,7 +16,7 @@ def test_converted_checkpoint_has_the_miou_of_the_original(name, tmp_path, camvi
     """Channel order, mean, align_corners, void label: each slip costs points that look like a bad checkpoint."""
     script("convert_checkpoint").main([str(CHECKPOINTS / name), str(tmp_path / "model"), "--dataset", "camvid"])
     argv = [str(tmp_path / "model"), "--dataset", "camvid", "--data_dir", str(camvid), "--split", "test"]
-    report = evaluate.main([*argv, "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
+    (report,) = evaluate.main([*argv, "--output_dir", str(tmp_path / "out"), "--device", "cpu"]).values()
     expected = json.loads(REFERENCE.read_text())[name]
     assert report["mean_iou"] == pytest.approx(expected["miou"], abs=2e-4)
     assert list(report["per_class_iou"].values()) == pytest.approx(expected["iou"], abs=1e-3)

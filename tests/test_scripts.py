@@ -124,16 +124,37 @@ def test_merged_recipe_alone_repeats_the_run(finished, tmp_path):
     )
 
 
-def test_evaluate_gives_the_numbers_of_the_training_run(finished, tmp_path, monkeypatch, capsys):
-    """Two evaluation paths that disagree make every table doubtful."""
-    report, folder = finished
+@pytest.fixture
+def same_scenes(monkeypatch):
+    """`evaluate.py` sees the validation scenes of the training runs here."""
     rows = evaluate.dataset_builders.load_split("synthetic", None, "validation", **RECIPE["dataset_config"])
     monkeypatch.setattr(evaluate.dataset_builders, "load_split", lambda *_: rows)
+
+
+def test_evaluate_gives_the_numbers_of_the_training_run(finished, tmp_path, same_scenes, capsys):
+    """Two evaluation paths that disagree make every table doubtful."""
+    report, folder = finished
     argv = [str(folder), "--dataset", "synthetic", "--output_dir", str(tmp_path), "--device", "cpu"]
-    found = evaluate.main(argv)
+    (found,) = evaluate.main(argv).values()
     assert found["per_class_iou"] == report["per_class_iou"]
-    assert json.loads((tmp_path / "metrics.json").read_text())["mean_iou"] == pytest.approx(report["mean_iou"])
-    assert (tmp_path / "predictions.png").is_file() and "pavement" in capsys.readouterr().out
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["mean_iou"] == pytest.approx(report["mean_iou"])
+    assert np.trace(written["confusion_matrix"]) / np.sum(written["confusion_matrix"]) == written["overall_accuracy"]
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"best.png", "worst.png"} <= names and "pavement" in capsys.readouterr().out
+
+
+def test_two_models_are_evaluated_and_compared_in_one_command(finished, teacher, tmp_path, same_scenes, capsys):
+    """The difference of two tables says nothing about its uncertainty."""
+    _, folder = finished
+    argv = ["--compare", teacher, str(folder), "--dataset", "synthetic", "--output_dir", str(tmp_path)]
+    reports = evaluate.main([*argv, "--device", "cpu", "--flip", "--mode", "slide", "--window", "16", "32"])
+    assert len(reports) == 2 and all((tmp_path / name / "metrics.json").is_file() for name in reports)
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    first, second = (reports[comparison[key]]["mean_iou"] for key in ("first", "second"))
+    value, low, high = comparison["mean_iou"]
+    assert value == pytest.approx(first - second) and low <= value <= high
+    assert "95 % interval" in capsys.readouterr().out and (tmp_path / "predictions.png").is_file()
 
 
 @pytest.mark.parametrize(

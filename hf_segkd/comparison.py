@@ -1,0 +1,74 @@
+"""Is one model better than another on these images, or were they lucky images?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """IoU of one model minus that of another, with a bootstrap interval over images; all fractions.
+
+    Args:
+        mean_iou (`tuple[float, float, float]`): Difference, lower and upper end of the interval.
+        per_class_iou (`np.ndarray` of shape `(K, 3)`): The same for each class, NaN where a class is absent.
+        images (`int`): Number of images.
+        level (`float`): Probability that the interval covers.
+        samples (`int`): Number of resamples.
+    """
+
+    mean_iou: tuple[float, float, float]
+    per_class_iou: np.ndarray
+    images: int
+    level: float
+    samples: int
+
+
+def paired_bootstrap(
+    first: Tensor, second: Tensor, samples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> Difference:
+    """Compare two models on the same images: percentile interval of `first - second` over resampled images.
+
+    Each resample draws as many images as there are, with replacement, and takes the same images for both models, so
+    that images which are hard for both cancel.
+
+    Args:
+        first, second (`torch.Tensor` of shape `(N, 2, K)`): Intersections and unions of each image and class, in
+            pixels, the images in one order.
+        samples (`int`, *optional*, defaults to `10000`): Number of resamples.
+        level (`float`, *optional*, defaults to `0.95`): Coverage of the interval, between 0 and 1.
+        seed (`int`, *optional*, defaults to `0`): Seed of the resampling.
+
+    Raises:
+        ValueError: If the two differ in shape or there are fewer than two images.
+    """
+    if first.shape != second.shape or len(first) < 2:
+        raise ValueError(
+            f"Two models are compared on the same images, at least two: got {tuple(first.shape)} and "
+            f"{tuple(second.shape)} (images, 2, classes)."
+        )
+    generator = np.random.default_rng(seed)
+    both = torch.stack([first, second]).double()  # (2, N, 2, K)
+    images = len(first)
+    differences = []
+    for start in range(0, samples, CHUNK):
+        draws = generator.multinomial(images, np.full(images, 1 / images), size=min(CHUNK, samples - start))
+        counts = torch.einsum("sn,mnxk->smxk", torch.from_numpy(draws).double(), both)
+        differences.append(_differences(counts))
+    edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.nanquantile(torch.cat(differences), edges, dim=0)
+    table = torch.stack([_differences(both.sum(dim=1)[None])[0], low, high], dim=1).numpy()
+    return Difference(tuple(table[-1].tolist()), table[:-1], images, level, samples)
+
+
+def _differences(counts: Tensor) -> Tensor:
+    """Per-class and, last, mean difference (S, K + 1) of IoUs from counts (S, 2 models, 2, K)."""
+    iou = counts[:, :, 0] / counts[:, :, 1]
+    iou = torch.cat([iou, iou.nanmean(dim=-1, keepdim=True)], dim=-1)
+    return iou[:, 0] - iou[:, 1]
