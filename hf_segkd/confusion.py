@@ -1,10 +1,14 @@
 """Confusion matrices and the scores read off them, in torch alone: `evaluate` takes seconds to import."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+BYTES = 256
+CHUNK = 2**19  # pixels
 
 
 def confusion_matrices(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int = 255) -> Tensor:
@@ -33,21 +37,55 @@ def confusion_matrices(predictions: Tensor, references: Tensor, num_labels: int,
             f"Expected integer class ids, got predictions of type {predictions.dtype} and references of type "
             f"{references.dtype}. Take the argmax over classes first."
         )
-    # uint8 comparisons wrap (255 == -1), hence the wide type.
-    predictions, references = predictions.flatten(1).long(), references.flatten(1).long()
+    count = _count_bytes if num_labels <= BYTES and all(map(_fits_bytes, (predictions, references))) else _count
+    matrices = []
+    for prediction, reference in zip(predictions, references, strict=True):
+        matrix, invalid = count(prediction.flatten(), reference.flatten(), num_labels, ignore_index)
+        if invalid:
+            _raise_invalid(prediction, reference, num_labels, ignore_index)
+        matrices.append(matrix)
+    return torch.stack(matrices) if matrices else torch.zeros(0, num_labels, num_labels, dtype=torch.int64)
+
+
+def _fits_bytes(values: Tensor) -> bool:
+    if values.dtype == torch.uint8 or values.numel() == 0:
+        return True
+    low, high = values.aminmax()
+    return bool(low >= 0) and bool(high < BYTES)
+
+
+def _count_bytes(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int) -> tuple[Tensor, bool]:
+    """Histogram of all pairs of bytes, of which the matrix is a corner: no pixel needs to be compared or selected."""
+    pairs = torch.zeros(BYTES * BYTES, dtype=torch.int64, device=references.device)
+    for prediction, reference in _chunks(predictions, references):
+        pairs += torch.bincount(reference.int() * BYTES + prediction, minlength=BYTES * BYTES)
+    pairs = pairs.view(BYTES, BYTES)
+    if 0 <= ignore_index < BYTES:
+        pairs[ignore_index] = 0
+    matrix = pairs[:num_labels, :num_labels].clone()
+    return matrix, bool(matrix.sum() != pairs.sum())
+
+
+def _count(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int) -> tuple[Tensor, bool]:
+    """The same for any integers: two more buckets take the ignored and the invalid pixels."""
     cells = num_labels**2
-    valid = (references >= 0) & (references < num_labels) & (predictions >= 0) & (predictions < num_labels)
-    # Two more buckets, ignored and invalid pixels: far cheaper than selecting the valid ones first.
-    index = torch.where(valid, references * num_labels + predictions, cells + 1)
-    index.masked_fill_(references == ignore_index, cells)
-    index += torch.arange(len(index), device=index.device)[:, None] * (cells + 2)
-    counts = torch.bincount(index.flatten(), minlength=len(index) * (cells + 2)).view(len(index), cells + 2)
-    if counts[:, -1].any():
-        _raise_invalid(predictions, references, num_labels, ignore_index)
-    return counts[:, :cells].reshape(-1, num_labels, num_labels)
+    counts = torch.zeros(cells + 2, dtype=torch.int64, device=references.device)
+    for prediction, reference in _chunks(predictions.long(), references.long()):
+        valid = (reference >= 0) & (reference < num_labels) & (prediction >= 0) & (prediction < num_labels)
+        index = torch.where(valid, reference * num_labels + prediction, cells + 1)
+        index.masked_fill_(reference == ignore_index, cells)
+        counts += torch.bincount(index, minlength=cells + 2)
+    return counts[:cells].view(num_labels, num_labels), bool(counts[-1])
+
+
+def _chunks(predictions: Tensor, references: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    # On a CPU a chunk stays in the cache; on a GPU one launch is better than many.
+    size = max(1, len(references)) if references.is_cuda else CHUNK
+    return zip(predictions.split(size), references.split(size), strict=True)
 
 
 def _raise_invalid(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int) -> None:
+    predictions, references = predictions.long(), references.long()  # a byte never equals -1
     counted = references != ignore_index
     for name, values in (("references", references[counted]), ("predictions", predictions[counted])):
         wrong = values[(values < 0) | (values >= num_labels)].unique().tolist()
