@@ -17,6 +17,7 @@ from hf_segkd.losses.fitnet import FitNetLoss
 from hf_segkd.losses.ifvd import IFVDLoss
 from hf_segkd.losses.kd import KDLoss
 from hf_segkd.losses.schedule import WeightSchedule, read_schedule
+from hf_segkd.losses.mgd import MGDLoss
 from hf_segkd.losses.skd import PairwiseLoss
 from hf_segkd.losses.task import TaskLoss
 
@@ -34,6 +35,7 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "cirkd_minibatch": CIRKDMiniBatchLoss,
     "cirkd_memory": CIRKDMemoryLoss,
     "cirkdv2": CIRKDv2Loss,
+    "mgd": MGDLoss,
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "IFVDLoss",
     "KDLoss",
     "LossSetup",
+    "MGDLoss",
     "PairwiseLoss",
     "TaskLoss",
     "WeightSchedule",
