@@ -5,6 +5,7 @@ import inspect
 
 from torch import nn
 
+from hf_segkd.losses.af_dcd import AfDCDLoss
 from hf_segkd.losses.at import ATLoss
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
@@ -36,11 +37,13 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "cirkd_memory": CIRKDMemoryLoss,
     "cirkdv2": CIRKDv2Loss,
     "mgd": MGDLoss,
+    "af_dcd": AfDCDLoss,
 }
 
 __all__ = [
     "LOSSES",
     "ATLoss",
+    "AfDCDLoss",
     "CIRKDMemoryLoss",
     "CIRKDMiniBatchLoss",
     "CIRKDv2Loss",
