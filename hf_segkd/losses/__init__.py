@@ -8,6 +8,7 @@ from torch import nn
 from hf_segkd.losses.af_dcd import AfDCDLoss
 from hf_segkd.losses.at import ATLoss
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.bpkd import BPKDLoss
 from hf_segkd.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
 from hf_segkd.losses.cirkdv2 import CIRKDv2Loss
 from hf_segkd.losses.cskd import CSKDLoss
@@ -38,12 +39,14 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "cirkdv2": CIRKDv2Loss,
     "mgd": MGDLoss,
     "af_dcd": AfDCDLoss,
+    "bpkd": BPKDLoss,
 }
 
 __all__ = [
     "LOSSES",
     "ATLoss",
     "AfDCDLoss",
+    "BPKDLoss",
     "CIRKDMemoryLoss",
     "CIRKDMiniBatchLoss",
     "CIRKDv2Loss",
