@@ -18,8 +18,8 @@ from hf_segkd.losses.dsd import DSDLoss
 from hf_segkd.losses.fitnet import FitNetLoss
 from hf_segkd.losses.ifvd import IFVDLoss
 from hf_segkd.losses.kd import KDLoss
-from hf_segkd.losses.schedule import WeightSchedule, read_schedule
 from hf_segkd.losses.mgd import MGDLoss
+from hf_segkd.losses.schedule import WeightSchedule, read_schedule
 from hf_segkd.losses.skd import PairwiseLoss
 from hf_segkd.losses.task import TaskLoss
 
