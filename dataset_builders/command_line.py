@@ -1,0 +1,90 @@
+"""The command line that every builder shares: prepare a dataset, export it as parquet, push it to the Hub."""
+
+import argparse
+import json
+import logging
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pyarrow.parquet
+from datasets.table import embed_table_storage
+
+from dataset_builders import BUILDERS, dataset_spec, load_splits, own_fields
+from dataset_builders.opened import LABEL_FILE
+
+ROWS_PER_FILE = 1000
+
+
+def main(name: str, description: str, argv: list[str] | None = None) -> None:
+    """Prepare the dataset `name` as the command line says."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    args = vars(_parser(name, description).parse_args(argv))
+    data_dir, output, hub_id, num_proc = (args.pop(key) for key in ("data_dir", "output", "push_to_hub", "num_proc"))
+    config = {key: value for key, value in args.items() if value is not None}
+    if output and os.path.isdir(output) and os.listdir(output):
+        raise SystemExit(f"error: --output {output} is not empty. Choose a new folder.")
+    try:
+        spec = dataset_spec(name, data_dir, **config)
+        splits = load_splits(name, data_dir, num_proc=num_proc, **config)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    for split, rows in splits.items():
+        print(f"{split}: {len(rows)} images, {spec.num_labels} classes")
+    if output:
+        export(splits, spec.id2label, output)
+        print(f"saved to {output}; load it with datasets.load_dataset, or train with --dataset {output}")
+    if hub_id:
+        push(splits, spec.id2label, hub_id)
+        print(f"pushed to {hub_id}")
+
+
+def export(splits: datasets.DatasetDict, id2label: dict[int, str], folder: str) -> None:
+    """Write parquet files that hold the images themselves, and the class names beside them.
+
+    Args:
+        splits (`datasets.DatasetDict`): From [`~dataset_builders.load_splits`].
+        id2label (`dict[int, str]`): Class names, for `id2label.json`.
+        folder (`str`): New folder, for `datasets.load_dataset`.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, LABEL_FILE).write_text(_json(id2label), encoding="utf-8")
+    for split, rows in splits.items():
+        count = max(1, -(-len(rows) // ROWS_PER_FILE))
+        for number in range(count):
+            part = rows.select(range(number * ROWS_PER_FILE, min(len(rows), (number + 1) * ROWS_PER_FILE)))
+            path = Path(folder, f"{split}-{number:05d}-of-{count:05d}.parquet")
+            with pyarrow.parquet.ParquetWriter(path, part.features.arrow_schema) as writer:
+                for batch in part.with_format("arrow").iter(batch_size=50):
+                    writer.write_table(embed_table_storage(batch))
+
+
+def push(splits: datasets.DatasetDict, id2label: dict[int, str], hub_id: str) -> None:
+    """Push all splits to the Hub, with the class names beside them."""
+    splits.push_to_hub(hub_id)
+    content = _json(id2label).encode()
+    huggingface_hub.upload_file(path_or_fileobj=content, path_in_repo=LABEL_FILE, repo_id=hub_id, repo_type="dataset")
+
+
+def _json(id2label: dict[int, str]) -> str:
+    return json.dumps(id2label, indent=2) + "\n"
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The common options, and the fields of the builder's config."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", required=True, help="folder of the raw files")
+    parser.add_argument("--output", help="new folder for parquet files")
+    parser.add_argument("--push_to_hub", metavar="ID", help="Hub id, user/name")
+    parser.add_argument("--num_proc", type=int, help="processes that prepare the data")
+    config = BUILDERS[name].BUILDER_CONFIG_CLASS
+    for field in (field for field in fields(config) if field.name in own_fields(config)):
+        options = {"action": "store_true"} if field.type is bool else {"type": _scalar(field.type)}
+        parser.add_argument(f"--{field.name}", default=None, help=f"default: {field.default}", **options)
+    return parser
+
+
+def _scalar(annotation) -> type:
+    return annotation if annotation in (int, float) else str

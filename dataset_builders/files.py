@@ -1,0 +1,226 @@
+"""Files of a raw dataset, in folders or inside zip archives: found without opening any, read where they lie."""
+
+import io
+import os
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile, ZipFile
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A file on disk, or a member of a zip archive.
+
+    Args:
+        path (`pathlib.Path`): The file, or the archive.
+        member (`str`, *optional*): Name inside the archive, with forward slashes.
+    """
+
+    path: Path
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.member}" if self.member else str(self.path)
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.member or self.path.name).stem
+
+    def fingerprint(self, root: str | None) -> str:
+        """Place, size and time: another text as soon as the file, or the archive it lies in, is replaced."""
+        status = self.path.stat()
+        return f"{os.path.relpath(self.path, root)} {self.member} {status.st_size} {status.st_mtime_ns}"
+
+
+class FileReader(ExitStack):
+    """Reads [`RawFile`]s and keeps their archives open until the `with` block ends. Nothing is ever extracted."""
+
+    def __init__(self):
+        super().__init__()
+        self._archives: dict[Path, ZipFile] = {}
+
+    def source(self, file: RawFile) -> Path | io.BytesIO:
+        """What `PIL.Image.open` takes: the path of a file, the content of a member."""
+        return io.BytesIO(self.read(file)) if file.member else file.path
+
+    def read(self, file: RawFile) -> bytes:
+        """Content of a file.
+
+        Raises:
+            `ValueError`: If it cannot be read or fails the archive's checksum.
+        """
+        try:
+            if not file.member:
+                return file.path.read_bytes()
+            if file.path not in self._archives:
+                self._archives[file.path] = self.enter_context(ZipFile(file.path))
+            return self._archives[file.path].read(file.member)
+        # RuntimeError: an encrypted member; NotImplementedError: a compression that Python does not know.
+        except (OSError, BadZipFile, RuntimeError, NotImplementedError) as error:
+            raise ValueError(f"Cannot read {file}: {error}. Restore the file.") from error
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a download: a folder under one of the names it is known by, or the official archive that holds it."""
+
+    folders: tuple[str, ...]
+    archive: str = ""
+
+    def __str__(self) -> str:
+        folders = " or ".join(f"{folder}/" for folder in self.folders)
+        return f"{folders} (or {self.archive})" if self.archive else folders
+
+    def sources(self, root: Path) -> list[Path]:
+        """The first of folders and archive that exists below `root`; empty when none does."""
+        candidates = [root / folder for folder in self.folders]
+        found = [path for path in candidates if path.is_dir()]
+        if self.archive and (root / self.archive).is_file():
+            found.append(root / self.archive)
+        return found[:1]
+
+
+def check_folder(data_dir: str | None, title: str, wanted: str, page: str) -> Path:
+    """Absolute path of `data_dir`.
+
+    Raises:
+        `ValueError`: If it is not given, or no folder; the message says what it should hold and where to get that.
+    """
+    if not data_dir:
+        raise ValueError(f"{title} needs data_dir, the folder that holds {wanted}. {page}")
+    root = Path(os.path.abspath(os.path.expanduser(data_dir)))
+    if not root.is_dir():
+        raise ValueError(f"data_dir {root} is not a folder. {title} needs one that holds {wanted}. {page}")
+    return root
+
+
+def list_parts(data_dir: str | None, parts: tuple[Part, ...], title: str, page: str) -> dict[str, RawFile]:
+    """All files of a dataset by their path below `data_dir`, or inside an archive there.
+
+    Args:
+        data_dir (`str`, *optional*): Folder of the raw files.
+        parts (`tuple[Part, ...]`): What a complete download consists of.
+        title (`str`): Name of the dataset in messages.
+        page (`str`): Sentence that says where to get it.
+
+    Raises:
+        `ValueError`: If the folder, or a part of the dataset, is missing; the message names every missing part.
+    """
+    wanted = ", ".join(map(str, parts))
+    root = check_folder(data_dir, title, wanted, page)
+    missing = [str(part) for part in parts if not part.sources(root)]
+    if missing:
+        raise ValueError(
+            f"{title} in {root} lacks {', '.join(missing)}; looked for {wanted}; found {listing(root)}."
+            f"{_deeper(root, parts)} {page}"
+        )
+    files: dict[str, RawFile] = {}
+    for source in dict.fromkeys(source for part in parts for source in part.sources(root)):
+        files |= walk(source, root) if source.is_dir() else list_archive(source, page)
+    return files
+
+
+def walk(folder: Path, root: Path) -> dict[str, RawFile]:
+    """Files below `folder` by their path relative to `root`, with forward slashes; hidden ones are left out."""
+    files = {}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        prefix = Path(place).relative_to(root).as_posix()
+        for name in sorted(name for name in names if not name.startswith(".")):
+            files[name if prefix == "." else f"{prefix}/{name}"] = RawFile(Path(place, name))
+    return files
+
+
+def list_archive(archive: Path, page: str) -> dict[str, RawFile]:
+    """Members of a zip archive by their name.
+
+    Raises:
+        `ValueError`: If it is cut off or no zip, or a name would lead out of a folder it is unpacked to.
+    """
+    try:
+        with ZipFile(archive) as opened:
+            names = [info.filename for info in opened.infolist() if not info.is_dir()]
+    except (BadZipFile, OSError) as error:
+        raise ValueError(f"{archive} is not a complete zip archive ({error}). Download it again. {page}") from error
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{archive} holds the unsafe name '{name}'. This is not the official archive. {page}")
+    return {name: RawFile(archive, name) for name in sorted(names) if not name.startswith("__MACOSX/")}
+
+
+def match(files: dict[str, RawFile], pattern: str) -> dict[str, RawFile]:
+    """Files whose path ends in a regular expression, by the text of its group."""
+    compiled = re.compile(rf"(?:.*/)?{pattern}")
+    found = ((compiled.fullmatch(path), file) for path, file in files.items())
+    return {hit.group(1): file for hit, file in found if hit}
+
+
+def examples(names, count: int = 3) -> str:
+    """The first few names, for messages."""
+    names = sorted(names)
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def listing(folder: Path) -> str:
+    """What a folder holds, for messages."""
+    found = sorted(os.listdir(folder))
+    more = f", ... ({len(found)} entries)" if len(found) > 8 else ""
+    return ", ".join(found[:8]) + more if found else "an empty folder"
+
+
+def _deeper(root: Path, parts: tuple[Part, ...]) -> str:
+    """A hint when `data_dir` is one or two folders too high, as after unpacking an archive."""
+    for pattern in ("*", "*/*"):
+        for folder in sorted(path for path in root.glob(pattern) if path.is_dir()):
+            if all(part.sources(folder) for part in parts):
+                return f" Did you mean {folder}?"
+    return ""
+
+
+def read_lines(*path: str) -> list[str] | None:
+    """Lines of a text file without the empty ones, `None` when it does not exist."""
+    file = Path(*path).expanduser()
+    if not file.is_file():
+        return None
+    return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+class Pattern:
+    """A pattern of paths: `*` is any text within a folder, `**/` any folders; what they stand for is the key.
+
+    Paths that end in a suffix of pictures match without it: the key of `images/**/*` is `a/1` for `images/a/1.jpg`.
+
+    Args:
+        text (`str`): For instance `"images/**/*"` or `"masks/*_mask.png"`.
+    """
+
+    def __init__(self, text: str):
+        self.text = text
+        escaped = re.escape(text).replace(r"\*\*/", "((?:.*/)?)").replace(r"\*", "([^/]*)")
+        self._suffix = "" if re.search(r"\.\w+$", text) else r"\.(?:" + "|".join(s[1:] for s in sorted(SUFFIXES)) + ")"
+        self._compiled = re.compile(escaped + self._suffix, re.IGNORECASE)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def match(self, files: dict[str, RawFile]) -> dict[str, RawFile]:
+        """Files by key.
+
+        Raises:
+            `ValueError`: If two files have the same key.
+        """
+        found: dict[str, RawFile] = {}
+        for path, file in files.items():
+            hit = self._compiled.fullmatch(path)
+            if hit is None:
+                continue
+            key = "".join(hit.groups())
+            if key in found:
+                raise ValueError(f"Both {found[key]} and {file} match {self.text} as '{key}'. Keep one of them.")
+            found[key] = file
+        return found

@@ -1,0 +1,111 @@
+"""Raw annotation values, or colours, to train ids."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+IGNORE_INDEX = 255
+Color = tuple[int, int, int]
+_REFUSED = -1
+
+
+class LabelMap:
+    """Turns an annotation as it was published into train ids (uint8), and refuses values that it does not know.
+
+    Args:
+        ids (`dict[int, int]` or `dict[tuple[int, int, int], int]`): Raw value (0 to 65535), or RGB colour, to train
+            id (0 to 254) or 255 (ignored).
+        allowed (`str`): The known values in words, for messages.
+        advice (`str`): What to do about others, for messages.
+
+    Raises:
+        `ValueError`: If a raw value or train id is out of range.
+    """
+
+    def __init__(self, ids: dict[int, int] | dict[Color, int], allowed: str, advice: str):
+        self.ids, self.allowed, self.advice = ids, allowed, advice
+        self.colors = any(isinstance(value, tuple) for value in ids)
+        keys = [_packed(np.array(key)) if self.colors else key for key in ids]
+        top = 2**24 if self.colors else 2**16
+        for key, train_id in zip(keys, ids.values(), strict=True):
+            if not 0 <= key < top or not 0 <= train_id <= IGNORE_INDEX:
+                raise ValueError(f"Label map {key} -> {train_id}: raw values are 0 to {top - 1}, ids 0 to 255.")
+        order = np.argsort(keys)
+        self._keys, self._ids = np.array(keys)[order], np.array(list(ids.values()))[order]
+        self._table = np.full(256, _REFUSED, dtype=np.int16)
+        for key, train_id in zip(keys, ids.values(), strict=True):
+            if key < 256 and not self.colors:
+                self._table[key] = train_id
+
+    def __call__(self, annotation: PIL.Image.Image | np.ndarray, name: str) -> np.ndarray:
+        """Train ids uint8 (H, W) of an annotation; palette pictures count as indices, unless the map is of colours.
+
+        Raises:
+            `ValueError`: Names the annotation and its unknown values, or says that its kind is wrong.
+        """
+        raw = self._read(annotation, name)
+        if raw.dtype == np.uint8:
+            ids = self._table[raw]
+        else:
+            place = np.searchsorted(self._keys, raw).clip(max=len(self._keys) - 1)
+            ids = np.where(self._keys[place] == raw, self._ids[place], _REFUSED)
+        if (ids == _REFUSED).any():
+            found = np.unique(raw[ids == _REFUSED])
+            values = [_hex(value) if self.colors else int(value) for value in found[:10]]
+            more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+            raise ValueError(f"{name} holds the values {values}{more}; allowed are {self.allowed}. {self.advice}")
+        return ids.astype(np.uint8)
+
+    def _read(self, annotation: PIL.Image.Image | np.ndarray, name: str) -> np.ndarray:
+        if self.colors:
+            if isinstance(annotation, PIL.Image.Image):
+                annotation = annotation.convert("RGB")
+            return _packed(np.asarray(annotation))
+        raw = np.asarray(annotation)  # never convert("L"): it turns palette indices into grey levels
+        if raw.ndim != 2 or raw.dtype.kind not in "bui":
+            raise ValueError(f"{name} is a colour picture, expected one class id per pixel. {self.advice}")
+        return raw.astype(np.uint8) if raw.dtype == bool else raw
+
+
+def encode_train_ids(
+    image: Path | io.BytesIO, annotation: Path | io.BytesIO | None, label_map: LabelMap, names: tuple[str, str]
+) -> bytes:
+    """PNG of train ids, at the size of the image.
+
+    Args:
+        image (`pathlib.Path` or `io.BytesIO`): Encoded picture; only its header is read.
+        annotation (the same, *optional*): Encoded annotation; `None` gives ids that are all ignored.
+        label_map (`LabelMap`): What its values mean.
+        names (`tuple[str, str]`): Of the two files, for messages.
+
+    Raises:
+        `ValueError`: If a file cannot be read, the sizes differ, or values are unknown.
+    """
+    try:
+        with PIL.Image.open(image) as opened:
+            size = opened.size
+        if annotation is None:
+            ids = np.full(size[::-1], IGNORE_INDEX, dtype=np.uint8)
+        else:
+            with PIL.Image.open(annotation) as opened:
+                ids = label_map(opened, names[1])
+    except OSError as error:
+        raise ValueError(f"Cannot read the pair {', '.join(names)}: {error}. Restore the files.") from error
+    if ids.shape != size[::-1]:
+        raise ValueError(f"{names[1]} has {ids.shape[1]} x {ids.shape[0]} pixels, its image {size[0]} x {size[1]}.")
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(ids).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    if colors.shape[-1:] != (3,):
+        raise ValueError(f"A colour needs red, green and blue, got an array of shape {colors.shape}.")
+    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def _hex(value: int) -> str:
+    return f"#{int(value):06x}"
