@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_builders import BUILDERS, find_pairs, load_split, load_splits
-from dataset_builders.synthetic import draw_scene
+from dataset_builders import BUILDERS, find_pairs, load_split, load_splits, street_scenes
+from dataset_builders.street_scenes import draw_scene
 from hf_segkd.data import DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,6 +177,15 @@ def test_cache_sees_added_and_changed_files(folder, load):
     assert len(load(folder)) == 3
     write_pair(folder, "train", "a", values=(7, 7, 7, 7))
     assert np.array(load(folder)[0]["annotation"]).flat[:4].tolist() == [7, 7, 7, 7]
+
+
+def test_cache_sees_changes_of_the_code_that_rows_depend_on(tmp_path, monkeypatch):
+    """Scenes drawn by last month's code would be served under today's numbers."""
+    before = load_split("synthetic", None, "train", cache_dir=str(tmp_path), **SMALL).cache_files[0]["filename"]
+    (tmp_path / "changed.py").write_text("other code")
+    monkeypatch.setattr(street_scenes, "__file__", str(tmp_path / "changed.py"))
+    after = load_split("synthetic", None, "train", cache_dir=str(tmp_path), **SMALL).cache_files[0]["filename"]
+    assert before != after
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,15 @@ def test_raw_values_are_mapped_by_name_id_or_to_nothing(photos, load, tmp_path):
         load(photos, ignore_index=255)
 
 
+def test_cache_sees_a_changed_label_map(photos, load, tmp_path):
+    """The file keeps its name: a cache keyed on options alone would go on with yesterday's classes."""
+    found = []
+    for last in ("rust", "crack"):
+        (tmp_path / "map.json").write_text(json.dumps({"0": "background", "1": "crack", "2": last}))
+        found.append(set(np.array(load(photos, label_map=str(tmp_path / "map.json"))[0]["annotation"]).flat))
+    assert found == [{0, 1, 2, 255}, {0, 1, 255}]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
