@@ -32,13 +32,7 @@ def own_classes(
     entries = _read_map(label_map)
     named = [name for name in entries.values() if isinstance(name, str) and name != IGNORE]
     names = read_labels(labels) if labels else known or tuple(dict.fromkeys(named))
-    if not names:
-        raise ValueError(
-            "The classes have no names. Give --labels labels.txt (one name per line) or --labels NAME NAME ..."
-        )
-    if len(set(names)) != len(names) or len(names) > IGNORE_INDEX:
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"Give at most 255 different class names; got {len(names)}, repeated: {twice or 'none'}.")
+    _check_names(names)
     if label_map is not None:
         ids = {raw: _train_id(raw, value, names) for raw, value in entries.items()}
         void = {} if any(isinstance(raw, tuple) for raw in ids) else {ignore_index: IGNORE_INDEX}
@@ -52,6 +46,16 @@ def own_classes(
     ids = {index: index for index in range(len(names))} | {ignore_index: IGNORE_INDEX}
     advice = "Give a label_map from raw values (or colours) to classes, or all class names in labels."
     return names, LabelMap(ids, f"0 to {len(names) - 1} and {ignore_index} (ignored)", advice)
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    if not names:
+        raise ValueError(
+            "The classes have no names. Give --labels labels.txt (one name per line) or --labels NAME NAME ..."
+        )
+    if len(set(names)) != len(names) or len(names) > IGNORE_INDEX:
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"Give at most 255 different class names; got {len(names)}, repeated: {twice or 'none'}.")
 
 
 def own_spec(name: str, labels: tuple[str, ...]) -> DatasetSpec:

@@ -1,64 +1,20 @@
-"""Data of one's own: folders of images and masks, and datasets that `datasets` opens."""
+"""Folders of images and masks of one's own."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from conftest import TINY
-from PIL import Image
+from own_photos import NAMES, ids, picture, save, write_photos
 
-from dataset_builders import dataset_spec, load_split, load_splits
+from dataset_builders import dataset_spec, load_split
 from dataset_builders.own_classes import own_classes
-from hf_segkd.config import DistillationConfig
-from hf_segkd.recipe import parse
-
-ROOT = Path(__file__).resolve().parents[1]
-RECIPES = ROOT / "scripts" / "recipes"
-NAMES = ["background", "crack", "rust"]
-
-
-def script(name: str):
-    """Import a script by path: `scripts/evaluate.py` must not shadow the `evaluate` package."""
-    spec = importlib.util.spec_from_file_location(f"own_data_{name}", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-distill, evaluate = script("distill"), script("evaluate")
-
-
-def picture(index: int, size=(40, 32)) -> Image.Image:
-    pixels = np.random.default_rng(index).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def ids(index: int, size=(40, 32)) -> np.ndarray:
-    """Three stripes of classes 0, 1, 2, shifted by `index`, and one pixel without a label."""
-    labels = np.broadcast_to((np.arange(size[0]) // 5 + index) % 3, size[::-1]).astype(np.uint8)
-    labels[0, 0] = 255
-    return labels
-
-
-def save(path: Path, image: Image.Image | np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path)
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """Ten images with masks, one of them in a subfolder, and two without."""
-    for index in range(12):
-        stem = f"site/{index}" if index == 3 else f"{index}"
-        save(tmp_path / "photos" / "images" / f"{stem}.jpg", picture(index))
-        if index < 10:
-            save(tmp_path / "photos" / "masks" / f"{stem}.png", ids(index))
-    return tmp_path / "photos"
+    return write_photos(tmp_path / "photos")
 
 
 @pytest.fixture
@@ -211,120 +167,3 @@ def test_folders_that_do_not_pair_up_are_refused(photos, load, tmp_path):
     with pytest.raises(ValueError, match=r"Both .*4\.jpg and .*4\.png match images"):
         (photos / "masks" / "x_mask.png").unlink()
         load(photos)
-
-
-def table(count: int = 6, **features) -> datasets.Dataset:
-    columns = {"photo": datasets.Image(), "mask": datasets.Image(), **features}
-    rows = [{"photo": picture(index), "mask": Image.fromarray(ids(index))} for index in range(count)]
-    return datasets.Dataset.from_list(
-        [row | {name: [0, 1] for name in features} for row in rows], features=datasets.Features(columns)
-    )
-
-
-COLUMNS = {"image_column": "photo", "label_column": "mask"}
-
-
-@pytest.mark.parametrize("form", ["parquet", "arrow"])
-def test_local_datasets_open_with_columns_and_a_split(tmp_path, form):
-    """What `datasets` wrote must be usable without a builder."""
-    folder = tmp_path / "saved"
-    if form == "arrow":
-        datasets.DatasetDict({"train": table()}).save_to_disk(str(folder))
-    else:
-        folder.mkdir()
-        table().to_parquet(str(folder / "train-00000-of-00001.parquet"))
-    options = {**COLUMNS, "labels": NAMES, "cache_dir": str(tmp_path / "cache")}
-    splits = load_splits(str(folder), None, validation_fraction=0.3, **options)
-    assert {split: len(rows) for split, rows in splits.items()} == {"train": 4, "validation": 2}
-    seen = sorted(tuple(np.array(row["annotation"])[1, :15:5]) for rows in splits.values() for row in rows)
-    assert seen == sorted(tuple(ids(index)[1, :15:5]) for index in range(6))
-    assert splits["train"].column_names == ["image", "annotation", "image_id"]
-    again = load_splits(str(folder), None, validation_fraction=0.3, **options)
-    assert [row["image"].tobytes() for row in again["validation"]] == [
-        row["image"].tobytes() for row in splits["validation"]
-    ]
-
-
-def test_opened_masks_are_mapped_and_may_be_missing(tmp_path):
-    """Rows without a mask are unlabelled images; palette masks are indices also where the column says mode L."""
-    palette = Image.fromarray(ids(2))
-    palette.putpalette([channel for index in range(256) for channel in (index, 255 - index, 7)])
-    masks = [Image.fromarray(ids(0)), None, palette, Image.fromarray(ids(3))]
-    features = datasets.Features({"photo": datasets.Image(), "mask": datasets.Image()})
-    rows = [{"photo": picture(index), "mask": mask} for index, mask in enumerate(masks)]
-    rows = datasets.Dataset.from_list(rows, features=features).cast_column("mask", datasets.Image(mode="L"))
-    datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(str(tmp_path / "saved"))
-    train = load_split(str(tmp_path / "saved"), None, "train", labels=NAMES, **COLUMNS)
-    assert set(np.array(train[1]["annotation"]).flat) == {255}
-    assert np.array_equal(np.array(train[2]["annotation"]), ids(2))
-    mapped = load_split(
-        str(tmp_path / "saved"), None, "train", label_map={0: "rest", 1: "damage", 2: "damage"}, **COLUMNS
-    )
-    assert np.array(mapped[3]["annotation"]).max() == 255 and set(np.array(mapped[3]["annotation"]).flat) == {
-        0,
-        1,
-        255,
-    }
-    with pytest.raises(ValueError, match=r"'train_000000' holds the values \[2\]; allowed are 0 to 1 and 255"):
-        load_split(str(tmp_path / "saved"), None, "train", labels=NAMES[:2], **COLUMNS)[0]
-
-
-def test_class_names_come_from_features_or_the_file_beside(tmp_path):
-    """A dataset that carries its names should not need them again."""
-    feature = datasets.List(datasets.ClassLabel(names=NAMES))
-    datasets.DatasetDict({"train": table(classes=feature)}).save_to_disk(str(tmp_path / "a"))
-    assert dataset_spec(str(tmp_path / "a"), **COLUMNS).labels == tuple(NAMES)
-    datasets.DatasetDict({"train": table()}).save_to_disk(str(tmp_path / "b"))
-    with pytest.raises(ValueError, match="The classes have no names"):
-        dataset_spec(str(tmp_path / "b"), **COLUMNS)
-    (tmp_path / "b" / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
-    assert dataset_spec(str(tmp_path / "b"), **COLUMNS).labels == tuple(NAMES)
-
-
-def test_wrong_columns_splits_and_names_are_answered(tmp_path):
-    """Hub datasets name their columns as they like."""
-    datasets.DatasetDict({"train": table()}).save_to_disk(str(tmp_path / "a"))
-    with pytest.raises(ValueError, match=r"no column 'image' \(image_column\); it has photo, mask"):
-        load_split(str(tmp_path / "a"), None, "train", labels=NAMES)
-    with pytest.raises(ValueError, match="has no split 'test'.*Available: train, validation"):
-        load_split(str(tmp_path / "a"), None, "test", labels=NAMES, **COLUMNS)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="Cannot open the dataset '.*empty'"):
-        load_split(str(tmp_path / "empty"), None, "train", labels=NAMES)
-    with pytest.raises(ValueError, match="Unknown dataset 'foldr'. Did you mean 'folder'"):
-        dataset_spec("foldr")
-
-
-@pytest.mark.parametrize("path", sorted((RECIPES / "datasets").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_dataset_recipe_merges_with_a_pair_and_a_method(path, tmp_path):
-    """A recipe that parses alone may still name a dataset, or an option of it, that does not exist."""
-    others = [str(RECIPES / "pairs" / "espnet_espnet-c.yaml"), str(RECIPES / "methods" / "kd_cwd.yaml")]
-    flags = ["--output_dir", str(tmp_path), "--use_cpu"]
-    (arguments, config), _ = parse((distill.ScriptArguments, DistillationConfig), [str(path), *others, *flags])
-    spec = dataset_spec(arguments.dataset, arguments.data_dir, **distill.data_options(arguments))
-    assert arguments.dataset == path.stem == spec.name and len(arguments.crop_size) == 2 and config.max_steps > 0
-
-
-FAST = ["--crop_size", "32", "32", "--per_device_train_batch_size", "2", "--max_steps", "2", "--eval_steps", "2"]
-FAST += ["--save_steps", "2", "--use_cpu", "--student.model_type", "espnet", "--student.use_decoder", "false"]
-FAST += ["--student.hidden_sizes", "[4, 10, 10]", "--student.depths", "[1, 1]", "--overwrite"]
-
-
-def test_scripts_train_and_evaluate_on_a_folder_and_on_an_opened_dataset(photos, tmp_path, capsys):
-    """The flags must reach the builder from both scripts, and the student must carry the class names."""
-    (tmp_path / "labels.txt").write_text("\n".join(NAMES))
-    saved = str(tmp_path / "saved")
-    datasets.DatasetDict({"train": table()}).save_to_disk(saved)
-    labels = ["--labels", str(tmp_path / "labels.txt")]
-    columns = ["--image_column", "photo", "--label_column", "mask", "--validation_fraction", "0.34"]
-    for data in (["--dataset", "folder", "--data_dir", str(photos), *labels], ["--dataset", saved, *labels, *columns]):
-        report = distill.main([*data, *FAST, "--output_dir", str(tmp_path / "run")])
-        assert list(report["per_class_iou"]) == NAMES
-        config = json.loads((tmp_path / "run" / "config.json").read_text())
-        assert list(config["id2label"].values()) == NAMES and TINY["model_type"] in config["model_type"]
-        argv = [str(tmp_path / "run"), *data, "--output_dir", str(tmp_path / "eval"), "--device", "cpu"]
-        assert evaluate.main(argv)["per_class_iou"] == report["per_class_iou"]
-        again = distill.main(
-            [str(tmp_path / "run" / "recipe.yaml"), "--output_dir", str(tmp_path / "again"), "--overwrite"]
-        )
-        assert again["per_class_iou"] == report["per_class_iou"]
