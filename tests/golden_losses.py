@@ -102,3 +102,16 @@ def load(case: dict) -> dict[str, torch.Tensor]:
         if f"grad.{key}" in tensors:
             tensors[key].requires_grad_()
     return tensors
+
+
+def assert_reproduced(case: dict, tensors: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
+    """Every recorded output, gradient and state is there, within the manifest's tolerance."""
+    expected = {key for key in tensors if key.startswith(("out.", "grad.", "after."))}
+    assert expected and expected <= found.keys(), expected - found.keys()
+    for key in expected:
+        reference, x = tensors[key], found[key].detach()
+        assert x.shape == reference.shape, key
+        size = max(reference.abs().max().item(), 1e-6)
+        noise = case.get("float32_relative_noise_vs_float64", {}).get(key, 0.0)
+        tolerance = 1e-10 * size + 1e-14 if case["dtype"] == "float64" else max(1e-4, 20 * noise) * size
+        assert (x - reference).abs().max().item() <= tolerance, key

@@ -35,9 +35,20 @@ def detached(x: SegmentationOutput) -> SegmentationOutput:
     return SegmentationOutput(**fields)
 
 
+def enlarged(name: str, size) -> tuple[int, int]:
+    """A size made for maps of 8x8, as many times larger as the loss needs for its smallest map."""
+    factor = -(-LOSSES[name].min_side // 8)
+    return factor * size[0], factor * size[1]
+
+
+def setup_for(name: str, teacher_shapes) -> LossSetup:
+    shapes = [{key: (*x[:2], *enlarged(name, x[2:])) for key, x in y.items()} for y in (SHAPES, teacher_shapes)]
+    return LossSetup(shapes[0], num_labels=K, teacher=shapes[1])
+
+
 def build(name: str, **options):
     torch.manual_seed(0)
-    modules, _ = build_losses({name: options}, LossSetup(SHAPES, num_labels=K, teacher=TEACHER_SHAPES))
+    modules, _ = build_losses({name: options}, setup_for(name, TEACHER_SHAPES))
     return modules[name]
 
 
@@ -80,6 +91,7 @@ def test_loss_has_the_value_and_gradients_of_the_original(case):
 )
 def test_loss_is_finite_and_reaches_the_student(name, student_size, teacher_size, batch, label):
     """NaN on an unlabelled batch, or a crash when strides differ, would kill a run after hours."""
+    student_size, teacher_size = enlarged(name, student_size), enlarged(name, teacher_size)
     if batch < LOSSES[name].min_batch and batch == 1:
         with pytest.raises(ValueError, match="needs at least"):
             build(name)(output(4, student_size, batch), detached(output(6, teacher_size, batch)), labels_for(batch))
@@ -96,8 +108,8 @@ def test_loss_is_finite_and_reaches_the_student(name, student_size, teacher_size
 def test_loss_is_finite_on_huge_and_on_constant_maps(name):
     """softmax().log() gives inf where a probability underflows; a zero norm divides by zero."""
     for scale in (1e4, 0.0):
-        batch = max(2, LOSSES[name].min_batch)
-        student, teacher = output(4, batch=batch, scale=scale), detached(output(6, batch=batch, scale=scale, seed=3))
+        batch, size = max(2, LOSSES[name].min_batch), enlarged(name, (8, 8))
+        student, teacher = output(4, size, batch, scale), detached(output(6, size, batch, scale, seed=3))
         value = total(build(name)(student, teacher, labels_for(batch)))
         value.backward()
         assert math.isfinite(value.item())
@@ -107,7 +119,7 @@ def test_loss_is_finite_on_huge_and_on_constant_maps(name):
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.needs_teacher])
 def test_equal_student_and_teacher_give_zero(name):
     """The teacher is the target: a student that equals it has nothing left to learn."""
-    modules, _ = build_losses({name: {}}, LossSetup(SHAPES, num_labels=K, teacher=SHAPES))
+    modules, _ = build_losses({name: {}}, setup_for(name, SHAPES))
     if list(modules.parameters()):
         pytest.skip("an adapter that is always there stands between the two")
     student = output(4)

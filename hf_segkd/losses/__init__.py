@@ -6,6 +6,7 @@ import inspect
 from torch import nn
 
 from hf_segkd.losses.af_dcd import AfDCDLoss
+from hf_segkd.losses.adversarial import AdversarialLoss
 from hf_segkd.losses.at import ATLoss
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.losses.bpkd import BPKDLoss
@@ -34,6 +35,7 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "skd_pairwise": PairwiseLoss,
     "dsd": DSDLoss,
     "cskd": CSKDLoss,
+    "adversarial": AdversarialLoss,
     "cirkd_minibatch": CIRKDMiniBatchLoss,
     "cirkd_memory": CIRKDMemoryLoss,
     "cirkdv2": CIRKDv2Loss,
@@ -47,6 +49,7 @@ __all__ = [
     "ATLoss",
     "AfDCDLoss",
     "BPKDLoss",
+    "AdversarialLoss",
     "CIRKDMemoryLoss",
     "CIRKDMiniBatchLoss",
     "CIRKDv2Loss",

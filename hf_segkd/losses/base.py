@@ -53,6 +53,7 @@ class DistillationLoss(nn.Module):
     citation: str = ""
     needs_teacher: bool = True
     min_batch: int = 1  # Images on one device below which `forward` raises a ValueError that says why.
+    min_side: int = 1  # Positions per side of the student's logits below which `__init__` raises a ValueError.
 
     def __init__(self, setup: LossSetup, layer: str = "features"):
         super().__init__()

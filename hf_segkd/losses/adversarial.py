@@ -1,0 +1,159 @@
+"""Holistic distillation: a discriminator learns to tell the student's logits from the teacher's."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, same_size
+from hf_segkd.losses.cirkd import SeededDraws
+from hf_segkd.losses.discriminator import MIN_SIDE, Discriminator
+from hf_segkd.models.outputs import SegmentationOutput
+
+ORDERS = {"student_first": ("student", "teacher"), "teacher_first": ("teacher", "student")}
+OPTIMIZERS = ("adam", "sgd")
+
+
+class AdversarialLoss(DistillationLoss):
+    """Holistic distillation (Structured KD): a discriminator D tells logit maps apart, the student learns to pass.
+
+    `student = −mean D(s)` reaches the student only. `discriminator` reaches D only: `"hinge"` is `mean relu(1 − D(t))
+    + mean relu(1 + D(s))`, `"wgan-gp"` is `mean D(s) − mean D(t) + gradient_penalty · mean (‖∇D(x)‖ − 1)²` at mixtures
+    `x = α t + (1 − α) s`, α uniform in [0, 1] per image. One backward serves both; D has its own optimizer.
+
+    Args:
+        setup (`LossSetup`): Shapes of both models' logits, at least 64×64 positions; the teacher's are resized.
+        objective (`str`, *optional*, defaults to `"hinge"`): `"hinge"` (CIRKD) or `"wgan-gp"` (SKD, CWD's code).
+        gradient_penalty (`float`, *optional*, defaults to `10.0`): Weight of `"wgan-gp"`'s penalty, ≥ 0.
+        order (`str`, *optional*, defaults to `"student_first"`): Whose logits D sees first after the student's own
+            pass (CIRKD, CWD's code), or `"teacher_first"` (SKD). Each call moves D's running statistics.
+        preprocessing (`str`, *optional*, defaults to `"batch_norm"`): Of the logits, see
+            [`~hf_segkd.losses.discriminator.Discriminator`]. All originals use `"batch_norm"`.
+        optimizer (`str`, *optional*, defaults to `"adam"`): D's: `"adam"` with betas (0.9, 0.99), or `"sgd"` with
+            momentum 0.9 (SKD, which sets its weight decay to the student's).
+        learning_rate (`float`, *optional*, defaults to `4e-4`): D's, > 0; the run's schedule scales it, too.
+        weight_decay (`float`, *optional*, defaults to `0.0`): D's, ≥ 0; the recipe's own does not reach D.
+        seed (`int`, *optional*, defaults to `0`): Seed of α, which differs between processes.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Scalars `"student"` and `"discriminator"`. CIRKD's weights: 0.001 and 0.1. With
+        `"hinge"`, `"discriminator"` starts near 2 and is 0 once D tells all maps apart; `"student"` has no bounds.
+
+    Raises:
+        ValueError: If the student's logits are smaller than 64×64, the models differ in classes, or an option is
+            unknown or negative.
+
+    Differs from the original: D collects no gradient from the student's term (there it is thrown away), and its own is
+    averaged between processes (not in CIRKD); a call of D keeps its spectral norm's gradient when another call follows
+    (as on torch ≤ 1.6); D and its optimizer are saved; D's learning rate follows the schedule as in SKD (constant in
+    CIRKD). Spectral norm advances with every micro-batch of an accumulated step. Two processes equal one with both
+    batches for `"hinge"`, if D's BatchNorm is synchronised (it is on GPUs) or replaced by `"tanh"`.
+
+    Reference: Liu et al., Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019,
+    https://huggingface.co/papers/1903.04197
+    """
+
+    paper = "https://huggingface.co/papers/1903.04197"
+    citation = """@inproceedings{liu2019structured,
+  title={Structured Knowledge Distillation for Semantic Segmentation},
+  author={Liu, Yifan and Chen, Ke and Liu, Chris and Qin, Zengchang and Luo, Zhenbo and Wang, Jingdong},
+  booktitle={CVPR},
+  year={2019}
+}"""
+    min_side = MIN_SIDE
+
+    def __init__(
+        self,
+        setup: LossSetup,
+        objective: str = "hinge",
+        gradient_penalty: float = 10.0,
+        order: str = "student_first",
+        preprocessing: str = "batch_norm",
+        optimizer: str = "adam",
+        learning_rate: float = 4e-4,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+    ):
+        super().__init__(setup, layer="logits")
+        check_same_classes("adversarial", self.student_channels, self.teacher_channels)
+        for name, value, known in (
+            ("objective", objective, OBJECTIVES),
+            ("order", order, ORDERS),
+            ("optimizer", optimizer, OPTIMIZERS),
+        ):
+            if value not in known:
+                raise ValueError(f"adversarial: {name} must be one of {', '.join(known)}, got {value!r}.")
+        _check_numbers(learning_rate, gradient_penalty=gradient_penalty, weight_decay=weight_decay)
+        _check_size(*setup.student["logits"][-2:])
+        self.objective, self.order, self.gradient_penalty = objective, ORDERS[order], gradient_penalty
+        self.optimizer_name, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
+        self.discriminator = Discriminator(self.student_channels, preprocessing)
+        self.draws = SeededDraws(seed)
+
+    def forward(
+        self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        # Frozen, D passes the gradient on to the student without taking any itself.
+        self.discriminator.requires_grad_(False)
+        generator = -self.discriminator(student.logits).mean()
+        self.discriminator.requires_grad_(True)
+        logits = {"student": student.logits.detach(), "teacher": same_size(teacher.logits, student.logits)}
+        scores = {whose: self.discriminator(logits[whose]) for whose in self.order}
+        value = OBJECTIVES[self.objective](scores["student"], scores["teacher"])
+        if self.objective == "wgan-gp" and self.gradient_penalty:
+            value = value + self.gradient_penalty * self.penalty(logits["student"], logits["teacher"])
+        return {"student": generator, "discriminator": value}
+
+    def penalty(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Mean squared distance from 1 of the norm of D's gradient, per image, at a random mixture of both maps."""
+        share = self.draw_shares(len(student_logits)).to(student_logits).view(-1, 1, 1, 1)
+        mixture = (share * teacher_logits + (1 - share) * student_logits).requires_grad_()
+        (gradient,) = torch.autograd.grad(self.discriminator(mixture).sum(), mixture, create_graph=True)
+        return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+    def draw_shares(self, batch: int) -> Tensor:
+        """The teacher's random share α of each image's mixture."""
+        return self.draws.uniform(torch.Size([batch]))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        parameters, options = self.discriminator.parameters(), {"weight_decay": self.weight_decay}
+        if self.optimizer_name == "sgd":
+            return torch.optim.SGD(parameters, self.learning_rate, momentum=0.9, **options)
+        return torch.optim.Adam(parameters, self.learning_rate, betas=(0.9, 0.99), **options)
+
+
+def hinge(student_scores: Tensor, teacher_scores: Tensor) -> Tensor:
+    """What D minimises: the teacher's scores are to exceed 1, the student's to fall below −1."""
+    return F.relu(1 - teacher_scores).mean() + F.relu(1 + student_scores).mean()
+
+
+def wasserstein(student_scores: Tensor, teacher_scores: Tensor) -> Tensor:
+    """What D minimises: the student's mean score less the teacher's, without bounds."""
+    return student_scores.mean() - teacher_scores.mean()
+
+
+OBJECTIVES = {"hinge": hinge, "wgan-gp": wasserstein}
+
+
+def _check_numbers(learning_rate: float, **not_negative: float) -> None:
+    if not learning_rate > 0:
+        raise ValueError(f"adversarial: learning_rate must be positive, got {learning_rate}.")
+    for name, value in not_negative.items():
+        if not value >= 0:
+            raise ValueError(f"adversarial: {name} must not be negative, got {value}.")
+
+
+def _check_size(height: int, width: int) -> None:
+    if min(height, width) >= MIN_SIDE:
+        return
+    factors = " and ".join(
+        f"{math.ceil(100 * MIN_SIDE / side) / 100:g} times as {word}"
+        for side, word in ((height, "high"), (width, "wide"))
+        if side < MIN_SIDE
+    )
+    raise ValueError(
+        f"adversarial: the discriminator needs student logits of at least {MIN_SIDE}×{MIN_SIDE} positions, got "
+        f"{height}×{width}. Make crop_size {factors} (512×512 pixels for logits at 1/8 of the image), or leave this "
+        "loss out."
+    )
