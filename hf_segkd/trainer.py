@@ -20,6 +20,7 @@ from hf_segkd.distiller import Distiller, loss_setup
 from hf_segkd.inference import upsampled_argmax
 from hf_segkd.losses import build_losses, build_schedules
 from hf_segkd.models import InputNormalization, load_processor, upsamples_with_align_corners
+from hf_segkd.optim import chain, loss_optimizers, refuse_own_optimizers
 
 LOSSES_FILE = "losses.safetensors"
 
@@ -43,7 +44,8 @@ class DistillationTrainer(Trainer):
         callbacks (`list[TrainerCallback]`, *optional*): As for `Trainer`.
 
     Raises:
-        ValueError: If teacher and student have different numbers of classes, or a loss refuses their outputs.
+        ValueError: If teacher and student have different numbers of classes, a loss refuses their outputs, or one has
+            an optimizer of its own under FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -87,6 +89,8 @@ class DistillationTrainer(Trainer):
             compute_metrics=self._add_to_metrics,
             callbacks=[SetEpoch(train_dataset), SetProgress(distiller), SaveOnSignal(), *(callbacks or [])],
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            refuse_own_optimizers(distiller.losses, "FSDP" if self.is_fsdp_enabled else "DeepSpeed")
         # Native heads take **kwargs, which Trainer reads as "the loss is already divided by the accumulation steps".
         self.model_accepts_loss_kwargs = False
         self.student, self.teacher = student, None
@@ -125,6 +129,12 @@ class DistillationTrainer(Trainer):
                 f"{', '.join(sorted(bad, reverse=True))} became NaN or infinite at or before step "
                 f"{self.state.global_step}. Lower the learning rate or that loss's weight, or set max_grad_norm."
             )
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            # What plays against the student (a discriminator) is stepped by an optimizer of its own.
+            self.optimizer = chain(super().create_optimizer(model), loss_optimizers(self.model.losses).values())
+        return self.optimizer
 
     def get_decay_parameter_names(self, model):
         # One parameter group, norms and biases included, as in all the original repositories.
