@@ -16,6 +16,7 @@ from conftest import TINY
 from PIL import Image
 from safetensors.torch import load_file
 
+from hf_segkd.losses import LOSSES
 from hf_segkd.models import load_processor, load_segmenter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,11 +163,15 @@ def test_two_models_are_evaluated_and_compared_in_one_command(finished, teacher,
 )
 def test_every_shipped_method_trains_and_logs_its_terms(method, teacher, tmp_path):
     """A recipe that only parses may still name a layer that the pair does not have, or divide by an empty batch."""
-    given = recipe(tmp_path, per_device_train_batch_size=4, max_steps=2, eval_steps=2, save_steps=2)
+    losses = yaml.safe_load(method.read_text())["losses"]
+    # A discriminator needs logits of 64x64: a decoder gives them the size of the crop.
+    side = max(LOSSES[options.get("type", name)].min_side for name, options in losses.items())
+    larger = {"crop_size": [side, side], "student": {**TINY, "use_decoder": True}} if side > 1 else {}
+    given = recipe(tmp_path, per_device_train_batch_size=4, max_steps=2, eval_steps=2, save_steps=2, **larger)
     distill.main([given, str(method), "--teacher", teacher, "--output_dir", str(tmp_path / "run")])
     log = json.loads((tmp_path / "run" / "training_log.json").read_text())
     names = {key for key in log[0] if key.startswith("loss_")}
-    for name in yaml.safe_load(method.read_text())["losses"]:
+    for name in losses:
         assert any(key == f"loss_{name}" or key.startswith(f"loss_{name}_") for key in names), (name, names)
 
 
