@@ -5,8 +5,8 @@ import inspect
 
 from torch import nn
 
-from hf_segkd.losses.af_dcd import AfDCDLoss
 from hf_segkd.losses.adversarial import AdversarialLoss
+from hf_segkd.losses.af_dcd import AfDCDLoss
 from hf_segkd.losses.at import ATLoss
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.losses.bpkd import BPKDLoss
