@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -23,6 +24,9 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from .espnet import ESPNetConfig, ESPNetForSemanticSegmentation
 from .image_processing import SegmentationImageProcessor
+from .mobilenetv2 import MobileNetV2Backbone, MobileNetV2Config
+from .mobilenetv3 import MobileNetV3Backbone, MobileNetV3Config
+from .mobilevit import MobileViTBackbone, MobileViTConfig
 from .normalization import InputNormalization
 from .outputs import (
     FEATURE_MODULES,
@@ -41,6 +45,12 @@ __all__ = [
     "ESPNetConfig",
     "ESPNetForSemanticSegmentation",
     "InputNormalization",
+    "MobileNetV2Backbone",
+    "MobileNetV2Config",
+    "MobileNetV3Backbone",
+    "MobileNetV3Config",
+    "MobileViTBackbone",
+    "MobileViTConfig",
     "SegmentationImageProcessor",
     "SegmentationOutput",
     "default_processor",
@@ -74,6 +84,13 @@ for _config_class, _model_class in MODELS.items():
         image_processor_classes={"pil": SegmentationImageProcessor, "torchvision": SegmentationImageProcessor},
         exist_ok=True,
     )
+
+AutoConfig.register(MobileNetV2Config.model_type, MobileNetV2Config, exist_ok=True)
+AutoBackbone.register(MobileNetV2Config, MobileNetV2Backbone, exist_ok=True)
+AutoConfig.register(MobileNetV3Config.model_type, MobileNetV3Config, exist_ok=True)
+AutoBackbone.register(MobileNetV3Config, MobileNetV3Backbone, exist_ok=True)
+AutoConfig.register(MobileViTConfig.model_type, MobileViTConfig, exist_ok=True)
+AutoBackbone.register(MobileViTConfig, MobileViTBackbone, exist_ok=True)
 
 
 def load_segmenter(
