@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
-from hf_segkd.conversion import espnet
+from hf_segkd.conversion import espnet, segformer
 from hf_segkd.conversion.family import Family, StateDict
 
 __all__ = ["FAMILIES", "Family", "convert", "load_original", "recognise"]
 
-FAMILIES: tuple[Family, ...] = (espnet.FAMILY,)
+FAMILIES: tuple[Family, ...] = (espnet.FAMILY, segformer.FAMILY)
 WRAPPERS = ("state_dict", "model", "net")
 
 

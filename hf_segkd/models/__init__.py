@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
-    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -84,13 +83,6 @@ for _config_class, _model_class in MODELS.items():
         image_processor_classes={"pil": SegmentationImageProcessor, "torchvision": SegmentationImageProcessor},
         exist_ok=True,
     )
-
-AutoConfig.register(MobileNetV2Config.model_type, MobileNetV2Config, exist_ok=True)
-AutoBackbone.register(MobileNetV2Config, MobileNetV2Backbone, exist_ok=True)
-AutoConfig.register(MobileNetV3Config.model_type, MobileNetV3Config, exist_ok=True)
-AutoBackbone.register(MobileNetV3Config, MobileNetV3Backbone, exist_ok=True)
-AutoConfig.register(MobileViTConfig.model_type, MobileViTConfig, exist_ok=True)
-AutoBackbone.register(MobileViTConfig, MobileViTBackbone, exist_ok=True)
 
 
 def load_segmenter(

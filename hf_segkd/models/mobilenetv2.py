@@ -3,6 +3,7 @@
 from itertools import accumulate
 
 from torch import Tensor, nn
+from transformers import AutoBackbone, AutoConfig
 
 from .mobile_backbone import ConvNormAct, InvertedResidual, MobileBackbone, MobileBackboneConfig
 
@@ -91,3 +92,8 @@ class MobileNetV2Backbone(MobileBackbone):
             if index in self.stage_ends:
                 hidden_states.append(x)
         return hidden_states
+
+
+# Here and not in the package, so that released folders bring it along with their code.
+AutoConfig.register(MobileNetV2Config.model_type, MobileNetV2Config, exist_ok=True)
+AutoBackbone.register(MobileNetV2Config, MobileNetV2Backbone, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AutoBackbone, AutoConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .mobile_backbone import ConvNormAct, MobileBackbone, MobileBackboneConfig
@@ -172,3 +173,8 @@ class MobileNetV3Backbone(MobileBackbone):
             if index in ends:
                 hidden_states.append(x)
         return [*hidden_states, self.conv_head(x)]
+
+
+# Here and not in the package, so that released folders bring it along with their code.
+AutoConfig.register(MobileNetV3Config.model_type, MobileNetV3Config, exist_ok=True)
+AutoBackbone.register(MobileNetV3Config, MobileNetV3Backbone, exist_ok=True)

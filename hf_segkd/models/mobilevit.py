@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AutoBackbone, AutoConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .mobile_backbone import ConvNormAct, InvertedResidual, MobileBackbone, MobileBackboneConfig
@@ -244,3 +245,8 @@ class MobileViTBackbone(MobileBackbone):
         x = self.conv_stem(pixel_values)
         hidden_states = self.encoder(x)
         return [x, *hidden_states, self.conv_1x1_exp(hidden_states[-1])]
+
+
+# Here and not in the package, so that released folders bring it along with their code.
+AutoConfig.register(MobileViTConfig.model_type, MobileViTConfig, exist_ok=True)
+AutoBackbone.register(MobileViTConfig, MobileViTBackbone, exist_ok=True)

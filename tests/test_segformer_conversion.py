@@ -1,0 +1,115 @@
+"""SegFormer checkpoints of CIRKD as transformers' own class."""
+
+import golden_models
+import pytest
+import torch
+from transformers import SegformerForSemanticSegmentation
+
+from hf_segkd.conversion import convert
+from hf_segkd.conversion.segformer import PROCESSOR, config
+from hf_segkd.models import SegmentationImageProcessor, expose_features, load_processor, load_segmenter
+
+GOLDEN = [name for name in golden_models.implemented() if "segformer" in name]
+B0 = "cirkd-segformer-MiT_B0-19"
+
+
+@pytest.fixture(scope="module")
+def original():
+    """State dict of a SegFormer-B0 with 19 classes, in original names."""
+    return golden_models.original_state_dict(golden_models.read(B0, golden_models.OWN))
+
+
+def images(*size):
+    return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.golden
+def test_golden_folder_holds_segformers():
+    """With a signature that matches nothing, the comparisons would run over nothing and pass."""
+    assert GOLDEN
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", GOLDEN)
+def test_stages_equal_the_original(name):
+    """Logits alone do not tell in which stage a map goes wrong, and losses read these maps."""
+    case, expected = golden_models.read(name), golden_models.outputs(name)
+    model = expose_features(convert(golden_models.original_state_dict(case)))
+    salt, size = case["input_salts"][0], case["inputs"][0]
+    with torch.no_grad():
+        # The originals read BGR.
+        output = model(pixel_values=golden_models.image(salt, size).flip(1), output_hidden_states=True)
+    for number, hidden_state in enumerate(output.hidden_states, start=1):
+        key = f"{size[0]}x{size[1]}.stage{number}"
+        assert list(hidden_state.shape) == case["tensors"][key]["shape"]
+        values = golden_models.golden_rule.sample(hidden_state.flatten().numpy(), cap=case["tensors"][key]["stored"])
+        # 1e-4 of the largest value: float32 sums of another order give 1e-5 at worst.
+        difference = (torch.from_numpy(values) - expected[key].flatten()).abs().max()
+        assert difference <= 1e-4 * case["tensors"][key]["absmax"], key
+
+
+def test_converted_model_is_the_same_after_save_and_load(original, tmp_path):
+    """transformers writes older names than its modules have: a plain load of the file leaves most out."""
+    model = convert(original)
+    model.save_pretrained(tmp_path)
+    loaded = load_segmenter(str(tmp_path))
+    assert type(loaded) is type(model) is SegformerForSemanticSegmentation
+    expected = model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(loaded(pixel_values=images(64, 96)).logits, model(pixel_values=images(64, 96)).logits)
+
+
+def test_logits_are_upsampled_as_in_the_original_also_after_loading(original, tmp_path):
+    """transformers' own processor and loss have align_corners=False: other predictions than the published ones."""
+    model = convert(original)
+    model.save_pretrained(tmp_path)
+    assert load_processor(model).align_corners and load_processor(str(tmp_path)).align_corners
+
+
+def test_rgb_processor_gives_what_the_original_saw(original):
+    """A forgotten or doubled flip costs many points of mIoU and no error."""
+    model = convert(original)
+    weight = model.segformer.stages[0].patch_embeddings.proj.weight
+    assert torch.equal(weight.flip(1), original["patch_embed1.proj.weight"])
+    image = torch.randint(256, (3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    pixel_values = SegmentationImageProcessor(**PROCESSOR)(image, return_tensors="pt").pixel_values
+    bgr = image.flip(0)[None] - torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(1, 3, 1, 1)
+    torch.testing.assert_close(pixel_values.flip(1), bgr)
+
+
+def test_bias_of_the_fusing_convolution_moves_into_the_norm(original):
+    """transformers' convolution has none: dropped, the logits move by a tenth of their range."""
+    head = convert(original).decode_head
+    x = torch.randn(2, head.linear_fuse.in_channels, 3, 4, generator=torch.Generator().manual_seed(3))
+    norm = {name: original[f"linear_fuse.1.{name}"] for name in ("running_mean", "running_var", "weight", "bias")}
+    fused = torch.nn.functional.conv2d(x, original["linear_fuse.0.weight"], original["linear_fuse.0.bias"])
+    expected = torch.nn.functional.batch_norm(fused, **norm, eps=1e-5)
+    torch.testing.assert_close(head.batch_norm(head.linear_fuse(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_config_is_read_from_the_shapes(original):
+    """File names lie about sizes and classes."""
+    read = config(original)
+    assert (read.num_labels, read.decoder_hidden_size, read.classifier_dropout_prob) == (19, 256, 0.0)
+    assert (read.depths, read.hidden_sizes, read.sr_ratios) == ([2, 2, 2, 2], [32, 64, 160, 256], [8, 4, 2, 1])
+    other = dict(original) | {"linear_pred.weight": torch.zeros(7, 256, 1, 1), "linear_pred.bias": torch.zeros(7)}
+    other |= {f"block3.2.{key[9:]}": value for key, value in original.items() if key.startswith("block3.0.")}
+    model = convert(other)
+    assert (model.config.num_labels, model.config.depths) == (7, [2, 2, 3, 2])
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("linear_fuse.0.bias", "looks like SegFormer but lacks linear_fuse.0.bias"),
+        ("patch_embed1.proj.weight", "looks like SegFormer but lacks patch_embed1.proj.weight"),
+        ("block2.1.attn.kv.weight", "Missing .*blocks.1.attention.k_proj.weight, .*v_proj.weight"),
+        ("linear_fuse.1.running_mean", "Missing .*decode_head.batch_norm.running_mean"),
+    ],
+)
+def test_missing_tensor_is_named(original, key, message):
+    """Also those that an operation splits or folds: a KeyError would say nothing about the file."""
+    with pytest.raises(ValueError, match=message):
+        convert({name: value for name, value in original.items() if name != key})
