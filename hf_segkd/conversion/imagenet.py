@@ -1,0 +1,235 @@
+"""ImageNet weights for a new student's backbone: the originals' files, or a checkpoint of transformers."""
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from hf_segkd.conversion import load_original, mobile, segformer
+from hf_segkd.conversion.family import StateDict
+
+logger = logging.getLogger(__name__)
+
+# What a classifier has and a backbone lacks, in checkpoints of transformers.
+HEADS = r"(^|\.)(classifier|distillation_classifier|pooler|head|fc)\.|^([a-z0-9_]+\.)?layernorm\.(weight|bias)$"
+# What a backbone of transformers has and no classifier: norms of its output maps, which start as the identity.
+NEW_LAYERS = r"^hidden_states_norms\."
+# Types of transformers whose weights fit a backbone of ours, and where names differ.
+NATIVE: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "segkd_resnet": ("resnet", ((r"^embedder\.embedder\.", "embedder.layers.0."),)),
+    "segkd_mobilevit": ("mobilevit", ()),
+}
+
+_RESNET_LAYERS = (
+    (r"downsample\.0\.", "shortcut.convolution."),
+    (r"downsample\.1\.", "shortcut.normalization."),
+    *((rf"conv{number}\.", f"layer.{number - 1}.convolution.") for number in (1, 2, 3)),
+    *((rf"bn{number}\.", f"layer.{number - 1}.normalization.") for number in (1, 2, 3)),
+)
+RESNET = (
+    *((rf"^conv{number}\.", f"backbone.embedder.layers.{number - 1}.convolution.") for number in (1, 2, 3)),
+    *((rf"^bn{number}\.", f"backbone.embedder.layers.{number - 1}.normalization.") for number in (1, 2, 3)),
+    *(
+        (rf"^layer{stage}\.(\d+)\.{original}", rf"backbone.encoder.stages.{stage - 1}.layers.\1.{name}")
+        for stage in (1, 2, 3, 4)
+        for original, name in _RESNET_LAYERS
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ImageNetFiles:
+    """How the originals' ImageNet files for one type of backbone are read.
+
+    No source says whether their images were RGB or BGR: no channels are reversed. The originals feed them BGR.
+
+    Args:
+        rename (`tuple[tuple[str, str], ...]`): As in [`Family`]; targets begin with the model's name of its backbone.
+        prefix (`str`, *optional*, defaults to `""`): What `rename` expects before the names of the file.
+        aliases (`tuple[tuple[str, str], ...]`): Regular expressions and replacements that are all applied first.
+        dropped (`str`): Regular expression for the keys of the classifier.
+        operations (`tuple[Callable, ...]`): As in [`Family`].
+    """
+
+    rename: tuple[tuple[str, str], ...]
+    dropped: str
+    prefix: str = ""
+    aliases: tuple[tuple[str, str], ...] = ()
+    operations: tuple[Callable[[StateDict], StateDict], ...] = ()
+
+    def translate(self, key: str) -> str | None:
+        """The backbone's name of a key in the file, `None` for an unknown one."""
+        for pattern, replacement in self.aliases:
+            key = re.sub(pattern, replacement, key)
+        key = self.prefix + key
+        for pattern, replacement in self.rename:
+            if re.search(pattern, key):
+                return re.sub(pattern, replacement, key).partition(".")[2]
+        return None
+
+
+FILES: dict[str, ImageNetFiles] = {
+    "segkd_resnet": ImageNetFiles(rename=RESNET, dropped=r"^fc\."),
+    "segkd_mobilenetv2": ImageNetFiles(
+        rename=mobile.MOBILENETV2.rename,
+        prefix="pretrained.net.",
+        dropped=r"^(features\.18|classifier)\.",
+    ),
+    "segkd_mobilenetv3": ImageNetFiles(
+        rename=mobile.MOBILENETV3.rename,
+        prefix="pretrained.",
+        aliases=((r"^backbone\.", ""),),
+        dropped=r"^(classifier|head)\.",
+    ),
+    "segkd_mobilevit": ImageNetFiles(
+        rename=mobile.MOBILEVIT.rename,
+        prefix="pretrained.",
+        aliases=(
+            (r"^backbone\.", ""),
+            (r"\.attn\.qkv\.", ".attn.attn.in_proj_"),
+            (r"\.attn\.proj\.", ".attn.attn.out_proj."),
+        ),
+        dropped=r"^head\.",
+        operations=mobile.MOBILEVIT.operations,
+    ),
+    "segformer": ImageNetFiles(rename=segformer.RENAME, dropped=r"^head\.", operations=(segformer.split_kv,)),
+}
+
+
+@dataclass
+class LoadReport:
+    """What became of a file's tensors and of a backbone's; `str` gives a table.
+
+    Args:
+        source (`str`): The file, folder or Hub id.
+        loaded (`list[str]`): Tensors of the backbone that were filled.
+        renamed (`dict[str, str]`): Names in the file and ours, where they differ; a tensor that is split counts once.
+        skipped (`list[str]`): Names in the file that belong to its classifier.
+        missing (`list[str]`): Tensors of the backbone that no classifier has; they start as the identity.
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rows = {
+            "loaded": self.loaded,
+            "renamed": [f"{original} -> {name}" for original, name in self.renamed.items()],
+            "skipped": self.skipped,
+            "missing": self.missing,
+        }
+        lines = [f"{name:<8} {len(items):>5}  {_list(items, limit=2)}" for name, items in rows.items()]
+        order = "channels        order of the source not known, not changed"
+        return "\n".join([f"Backbone weights from {self.source}", *lines, order])
+
+
+def load_backbone_weights(backbone: PreTrainedModel, spec: str) -> LoadReport:
+    """Fill a backbone with ImageNet weights, completely or not at all.
+
+    Args:
+        backbone (`PreTrainedModel`): Any `AutoBackbone`, or SegFormer's encoder (`model.segformer`); changed in place.
+        spec (`str`): One of the originals' `.pth` files; or a folder or Hub id of a transformers model of the same
+            type, or of ResNet and MobileViT for our own. Its classifier is left out.
+
+    Returns:
+        [`LoadReport`]: Also logged.
+
+    Raises:
+        ValueError: Nothing to load at `spec`, a file that needs code to open, an architecture that does not fit,
+            a tensor of the backbone that stays empty or of the file that is not used, or values that are not finite.
+    """
+    report = LoadReport(source=str(spec))
+    read = _read_file if Path(spec).is_file() else _read_transformers
+    weights = read(backbone, str(spec), report)
+    expected = backbone.state_dict()
+    counters = {key for key in expected if key.endswith(".num_batches_tracked")}
+    absent = [key for key in expected if key not in weights and key not in counters]
+    report.missing = [key for key in absent if re.search(NEW_LAYERS, key)]
+    report.loaded = [key for key in expected if key in weights]
+    _check(report, expected, weights, unfilled=[key for key in absent if key not in report.missing])
+    # Files of torch 0.4 have no counters; the backbone keeps its zeros.
+    backbone.load_state_dict(expected | weights, strict=True)
+    logger.info("%s", report)
+    return report
+
+
+def _read_file(backbone: PreTrainedModel, spec: str, report: LoadReport) -> StateDict:
+    model_type = backbone.config.model_type
+    if model_type not in FILES:
+        raise ValueError(
+            f"'{spec}' is a file, but no original ImageNet files are known for the backbone '{model_type}'. "
+            f"Known: {', '.join(FILES)}. For others give a folder or Hub id of a transformers checkpoint."
+        )
+    files = FILES[model_type]
+    weights = {}
+    for key, value in load_original(spec).items():
+        name = files.translate(key)
+        if re.search(files.dropped, key):
+            report.skipped.append(key)
+        else:
+            # An unknown key keeps its name and is refused with those that do not fit.
+            weights[name or key] = value
+            report.renamed |= {key: name} if name not in (None, key) else {}
+    for operation in files.operations:
+        weights = operation(weights)
+    return weights
+
+
+def _read_transformers(backbone: PreTrainedModel, spec: str, report: LoadReport) -> StateDict:
+    """transformers itself reads the file, because its older names are known to it alone."""
+    ours = backbone.config.model_type
+    native, rename = NATIVE.get(ours, (None, ()))
+    try:
+        found = AutoConfig.from_pretrained(spec).model_type
+        if found not in (ours, native):
+            accepted = f"'{ours}'" + (f" or '{native}'" if native else "")
+            raise ValueError(f"'{spec}' holds a '{found}', the backbone needs weights of {accepted}.")
+        reader = type(backbone) if found == ours else AutoModel
+        options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, loading = reader.from_pretrained(spec, **options)
+    except OSError as error:
+        raise ValueError(
+            f"No backbone weights at '{spec}' ({str(error).splitlines()[0]}). Give an original .pth file, or a folder "
+            "or Hub id of a transformers checkpoint."
+        ) from error
+    random = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
+    weights = {key: value for key, value in model.state_dict().items() if key not in random}
+    # What the reader had no place for has to be a classifier's; anything else is refused with what does not fit.
+    weights |= dict.fromkeys(sorted(loading["unexpected_keys"]), torch.tensor(0.0))
+    report.skipped = [key for key in weights if re.search(HEADS, key) and key not in backbone.state_dict()]
+    weights = {key: value for key, value in weights.items() if key not in report.skipped}
+    for pattern, replacement in rename if found == native else ():
+        report.renamed |= {key: re.sub(pattern, replacement, key) for key in weights if re.search(pattern, key)}
+    return {report.renamed.get(key, key): value for key, value in weights.items()}
+
+
+def _check(report: LoadReport, expected: StateDict, weights: StateDict, unfilled: list[str]) -> None:
+    unused = [key for key in weights if key not in expected]
+    if unfilled or unused:
+        raise ValueError(
+            f"The weights from '{report.source}' do not fit the backbone. Not filled: {_list(unfilled)}. "
+            f"Not used: {_list(unused)}. Give weights of the same architecture and size."
+        )
+    shapes = [
+        f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
+        for key, value in weights.items()
+        if value.shape != expected[key].shape
+    ]
+    if shapes:
+        raise ValueError(f"The weights from '{report.source}' have other shapes than the backbone: {_list(shapes)}.")
+    broken = [key for key, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"The weights from '{report.source}' have NaN or infinite values in {_list(broken)}.")
+
+
+def _list(items: Iterable[str], limit: int = 8) -> str:
+    items = list(items)
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return (", ".join(items[:limit]) or "none") + more
