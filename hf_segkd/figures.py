@@ -23,7 +23,7 @@ def plot_class_bars(reports: dict[str, dict], path: str | Path) -> None:
     """
     labels = list(next(iter(reports.values()))["per_class_iou"])
     height = 0.8 / len(reports)
-    figure = _figure((7, 1.2 + len(labels) * max(0.28, 0.14 * len(reports))))
+    figure = new_figure((7, 1.2 + len(labels) * max(0.28, 0.14 * len(reports))))
     axes = figure.subplots()
     for number, (name, report) in enumerate(reports.items()):
         values = [100 * (report["per_class_iou"][label] or 0) for label in labels]
@@ -54,7 +54,7 @@ def plot_confusion(matrix: Tensor, labels: Sequence[str], path: str | Path) -> N
     """
     shares = 100 * matrix.double() / matrix.sum(dim=1, keepdim=True).clamp(min=1)
     side = max(5.0, 0.42 * len(labels) + 2)
-    figure = _figure((side, side))
+    figure = new_figure((side, side))
     axes = figure.subplots()
     picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
     axes.set(xlabel="predicted", ylabel="labelled", xticks=range(len(labels)), yticks=range(len(labels)))
@@ -68,7 +68,12 @@ def plot_confusion(matrix: Tensor, labels: Sequence[str], path: str | Path) -> N
     figure.savefig(path, dpi=120)
 
 
-def _figure(size: tuple[float, float]):
+def new_figure(size: tuple[float, float]):
+    """An empty matplotlib figure of `size` inches, width first.
+
+    Raises:
+        ImportError: Without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
