@@ -21,6 +21,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
+from .backbones import BACKBONES, resolve_backbone
+from .deeplabv3 import DeepLabV3Config, DeepLabV3ForSemanticSegmentation
+from .dilated_resnet import DilatedResNetBackbone, DilatedResNetConfig
 from .espnet import ESPNetConfig, ESPNetForSemanticSegmentation
 from .image_processing import SegmentationImageProcessor
 from .mobilenetv2 import MobileNetV2Backbone, MobileNetV2Config
@@ -36,11 +39,18 @@ from .outputs import (
     segmentation_loss,
     upsamples_with_align_corners,
 )
+from .pspnet import PSPNetConfig, PSPNetForSemanticSegmentation
+from .upernet import UperNetConfig, UperNetForSemanticSegmentation
 
 __all__ = [
+    "BACKBONES",
     "FEATURE_MODULES",
     "MODELS",
     "PROCESSORS",
+    "DeepLabV3Config",
+    "DeepLabV3ForSemanticSegmentation",
+    "DilatedResNetBackbone",
+    "DilatedResNetConfig",
     "ESPNetConfig",
     "ESPNetForSemanticSegmentation",
     "InputNormalization",
@@ -50,19 +60,27 @@ __all__ = [
     "MobileNetV3Config",
     "MobileViTBackbone",
     "MobileViTConfig",
+    "PSPNetConfig",
+    "PSPNetForSemanticSegmentation",
     "SegmentationImageProcessor",
     "SegmentationOutput",
+    "UperNetConfig",
+    "UperNetForSemanticSegmentation",
     "default_processor",
     "expose_features",
     "load_processor",
     "load_segmenter",
     "output_shapes",
+    "resolve_backbone",
     "segmentation_loss",
     "upsamples_with_align_corners",
 ]
 
 MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     ESPNetConfig: ESPNetForSemanticSegmentation,
+    DeepLabV3Config: DeepLabV3ForSemanticSegmentation,
+    PSPNetConfig: PSPNetForSemanticSegmentation,
+    UperNetConfig: UperNetForSemanticSegmentation,
 }
 
 # Where the published weights want something else than RGB with ImageNet statistics.
@@ -93,7 +111,8 @@ def load_segmenter(
     Args:
         spec (`str` or `dict`): A folder or Hub id, loaded in float32; or `{"model_type": "espnet", ...}` with fields
             of its config, for a new model with random weights. Our models go by their short name (`"espnet"` for
-            `"segkd_espnet"`), native ones by theirs (`"segformer"`).
+            `"segkd_espnet"`), native ones by theirs (`"segformer"`), backbones by a name of `BACKBONES` or by their
+            config: `{"model_type": "deeplabv3", "backbone": "resnet18"}`.
         id2label (`dict[int, str]`, *optional*): Class names. A new model gets them; a loaded one must have as many.
         hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, `trust_remote_code`, ...
 
@@ -155,14 +174,10 @@ def _new_model(spec: dict[str, Any], id2label: dict[int, str] | None) -> PreTrai
     options = dict(spec)
     model_type = _resolve_model_type(options.pop("model_type", None))
     config_class = CONFIG_MAPPING[model_type]
-    known = {field.name for field in dataclass_fields(config_class)} | set(config_class.attribute_map) | {"num_labels"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        closest = get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"{config_class.__name__} has no field {_list(unknown)}. Did you mean '{closest}'? "
-            f"Its fields are the arguments of {config_class.__name__}."
-        )
+    _check_fields(config_class, options)
+    backbone = options.get("backbone", options.get("backbone_config"))
+    if isinstance(backbone, dict):
+        _check_fields(type(resolve_backbone({"model_type": backbone.get("model_type")})), backbone)
     if id2label is not None:
         if options.get("num_labels", len(id2label)) != len(id2label):
             raise ValueError(
@@ -174,6 +189,19 @@ def _new_model(spec: dict[str, Any], id2label: dict[int, str] | None) -> PreTrai
     except StrictDataclassError as error:
         raise ValueError(f"Wrong type in the fields of '{model_type}': {' '.join(str(error).split())}") from error
     return AutoModelForSemanticSegmentation.from_config(config)
+
+
+def _check_fields(config_class: type[PreTrainedConfig], options: dict[str, Any]) -> None:
+    """A misspelt field would be kept as an attribute that nothing reads."""
+    known = {field.name for field in dataclass_fields(config_class)} | set(config_class.attribute_map)
+    known |= {"num_labels", "model_type", "out_features", "out_indices"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        closest = get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"{config_class.__name__} has no field {_list(unknown)}. Did you mean '{closest}'? "
+            f"Its fields are the arguments of {config_class.__name__}."
+        )
 
 
 def _resolve_model_type(name: str | None) -> str:
