@@ -1,6 +1,7 @@
 """Convert an original checkpoint into a folder for `from_pretrained`, and check that the two agree.
 
 python scripts/convert_checkpoint.py CHECKPOINT.pth FOLDER --dataset camvid
+python scripts/convert_checkpoint.py --list
 """
 
 import argparse
@@ -12,21 +13,25 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from hf_segkd.conversion import convert, load_original, recognise
+from hf_segkd.conversion import FAMILIES, convert, converted_processor, load_original, recognise
 from hf_segkd.data.datasets import DATASETS
 from hf_segkd.errors import readable_errors
-from hf_segkd.models import default_processor, load_processor, load_segmenter
+from hf_segkd.models import load_processor, load_segmenter
 
 PROBE_SIZE = (96, 136)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="original file, such as ESP_base_57.8.pth")
-    parser.add_argument("folder", type=Path, help="where the model and its image processor are saved")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="original file, such as ESP_base_57.8.pth")
+    parser.add_argument("folder", type=Path, nargs="?", help="where the model and its image processor are saved")
     parser.add_argument("--dataset", choices=sorted(DATASETS), help="dataset it was trained on, names the classes")
     parser.add_argument("--overwrite", action="store_true", help="save into a folder that holds files already")
-    return parser.parse_args(argv)
+    parser.add_argument("--list", action="store_true", help="name the checkpoints that can be read, and stop")
+    args = parser.parse_args(argv)
+    if not args.list and args.folder is None:
+        parser.error("name a checkpoint and a folder, or pass --list")
+    return args
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
@@ -47,32 +52,48 @@ def probe(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
 
 def describe(config: PreTrainedConfig) -> str:
     own = {field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)}
-    values = {"num_labels": config.num_labels} | {name: getattr(config, name) for name in sorted(own)}
+    values = {name: getattr(config, name) for name in sorted(own)}
+    for name, value in values.items():
+        if isinstance(value, PreTrainedConfig):
+            values[name] = f"{value.model_type}({describe(value)})"
     return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def check_reloaded(folder: Path, model: PreTrainedModel, image: Tensor, logits: Tensor) -> None:
+    """Weights bit for bit; logits up to the last bits, which depend on where the weights lie in memory."""
+    reloaded = load_segmenter(str(folder))
+    pixel_values = load_processor(str(folder))(image, return_tensors="pt")["pixel_values"]
+    weights = reloaded.state_dict()
+    same = all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    if not same or (logits - probe(reloaded, pixel_values)).abs().max() > 1e-5 * logits.abs().max():
+        raise ValueError(f"The model saved in '{folder}' is not the one converted.")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.list:
+        for family in FAMILIES:
+            print(f"{family.name:<44} checked with {family.checked}")
+        return
     logging.disable_progress_bar()
     with readable_errors():
         check_folder(args.folder, args.overwrite)
         state_dict = load_original(args.checkpoint)
         model = convert(state_dict, id2label=DATASETS[args.dataset].id2label if args.dataset else None)
-        processor = default_processor(model.config)
+        family = recognise(state_dict)
+        processor = converted_processor(family, model.config)
         image = torch.randint(256, (3, *PROBE_SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         pixel_values = processor(image, return_tensors="pt")["pixel_values"]
         logits = probe(model, pixel_values)
 
         model.save_pretrained(args.folder)
         processor.save_pretrained(args.folder)
-        reloaded = load_processor(str(args.folder))(image, return_tensors="pt")["pixel_values"]
-        if not torch.equal(logits, probe(load_segmenter(str(args.folder)), reloaded)):
-            raise ValueError(f"The model saved in '{args.folder}' gives other logits than the one converted.")
+        check_reloaded(args.folder, model, image, logits)
 
-    print(f"family      {recognise(state_dict).name}")
-    print(f"config      {describe(model.config)}")
+    print(f"family      {family.name}")
+    print(f"config      num_labels={model.config.num_labels}, {describe(model.config)}")
     print(f"parameters  {model.num_parameters():,}")
-    print(f"saved       {args.folder} (logits equal after reloading)")
+    print(f"saved       {args.folder} (the same after reloading)")
 
 
 if __name__ == "__main__":

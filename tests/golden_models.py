@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -31,6 +32,12 @@ def implemented() -> list[str]:
     return [name for name, keys in manifests.items() if any(family.matches(keys) for family in FAMILIES)]
 
 
+def parameters() -> list:
+    """The networks as test parameters; the biggest, 4 s each, run with `-m golden` and `-m slow` only."""
+    big = {name for name in implemented() if read(name)["params"] > 60_000_000}
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in big else []) for name in implemented()]
+
+
 def read(name: str, folder: Path = FOLDER) -> dict:
     return json.loads((folder / f"{name}.json").read_text())
 
@@ -51,5 +58,5 @@ def image(salt: str, size: list[int]) -> torch.Tensor:
     return torch.from_numpy(golden_rule.image(salt, *size))
 
 
-def sample(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(golden_rule.sample(tensor.detach().flatten().numpy()))
+def sample(tensor: torch.Tensor, count: int = golden_rule.CAP) -> torch.Tensor:
+    return torch.from_numpy(golden_rule.sample(tensor.detach().flatten().numpy(), count))

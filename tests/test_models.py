@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation
 
-from hf_segkd.conversion import convert
+from hf_segkd.conversion import convert, recognise
 from hf_segkd.models import (
     ESPNetConfig,
     ESPNetForSemanticSegmentation,
-    default_processor,
     expose_features,
     load_processor,
     load_segmenter,
@@ -43,29 +42,37 @@ def test_golden_folder_holds_networks_that_are_implemented():
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", golden_models.implemented())
+@pytest.mark.parametrize("name", golden_models.parameters())
 def test_converted_network_equals_the_original(name):
     """A wrong order of concatenation, dilation, eps or key map shows in no shape, only in the numbers."""
     case, expected = golden_models.read(name), golden_models.outputs(name)
-    model = expose_features(convert(golden_models.original_state_dict(case)))
+    state_dict = golden_models.original_state_dict(case)
+    model, family = expose_features(convert(state_dict)), recognise(state_dict)
     # SegFormer's fusing bias is folded into the norm after it.
     folded = sum(shape[0] for key, shape, _ in case["state_dict"] if key == "linear_fuse.0.bias")
     assert model.num_parameters() == case["params"] - folded
     for salt, size in zip(case["input_salts"], case["inputs"], strict=True):
-        pixel_values = golden_models.image(salt, size)
-        if not default_processor(model.config).do_flip_channel_order:
-            pixel_values = pixel_values.flip(1)  # the originals read BGR
+        image = golden_models.image(salt, size)  # BGR, as the originals read
+        if not family.processor.get("do_flip_channel_order"):
+            image = image.flip(1)
         with torch.no_grad():
-            output = model(pixel_values=pixel_values)
-        fields = {"logits": output.logits, "aux_logits": output.aux_logits, "feature": output.features}
-        for field, value in fields.items():
-            key = f"{size[0]}x{size[1]}.{field}"
-            assert (value is None) == (key not in expected), key
-            if value is not None:
-                assert list(value.shape) == case["tensors"][key]["shape"]
-                # 1e-4 of the largest value: float32 sums of another order give 2e-5 at worst.
-                difference = (golden_models.sample(value) - expected[key].flatten()).abs().max()
-                assert difference <= 1e-4 * case["tensors"][key]["absmax"], key
+            output = model(pixel_values=image, output_hidden_states=True)
+        compare(case, expected, f"{size[0]}x{size[1]}", output)
+
+
+def compare(case, expected, prefix, output):
+    fields = {"logits": output.logits, "aux_logits": output.aux_logits, "feature": output.features}
+    absent = {f"{prefix}.{field}" for field, value in fields.items() if value is None}
+    fields |= {f"stage{index}": state for index, state in enumerate(output.hidden_states, start=1)}
+    fields["backbone"] = output.hidden_states[-1]
+    stored = {key for key in expected if key.startswith(f"{prefix}.")}
+    assert {f"{prefix}.logits", f"{prefix}.feature"} <= stored and not stored & absent
+    for key in stored:
+        value, entry = fields[key.removeprefix(f"{prefix}.")], case["tensors"][key]
+        assert list(value.shape) == entry["shape"], key
+        # 1e-4 of the largest value: float32 sums of another order give 2e-5 at worst.
+        difference = (golden_models.sample(value, entry["stored"]) - expected[key].flatten()).abs().max()
+        assert difference <= 1e-4 * entry["absmax"], key
 
 
 def test_model_is_the_same_after_save_and_load(model, tmp_path):

@@ -1,4 +1,4 @@
-"""Original checkpoints (`.pth`) to models of ours. A family of checkpoints is one table file and one line here."""
+"""Original checkpoints (`.pth`) to models of ours. A family is tables of names in a file, and a line here."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,14 @@ from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig, Pre
 
 from hf_segkd.conversion import espnet, segformer
 from hf_segkd.conversion.family import Family, StateDict
+from hf_segkd.conversion import cirkd, espnet, skd
+from hf_segkd.conversion.family import Family, Part, StateDict
+from hf_segkd.models import SegmentationImageProcessor, upsamples_with_align_corners
 
-__all__ = ["FAMILIES", "Family", "convert", "load_original", "recognise"]
+__all__ = ["FAMILIES", "Family", "Part", "convert", "converted_processor", "load_original", "recognise"]
 
 FAMILIES: tuple[Family, ...] = (espnet.FAMILY, segformer.FAMILY)
+FAMILIES: tuple[Family, ...] = (espnet.FAMILY, *cirkd.FAMILIES, skd.FAMILY)
 WRAPPERS = ("state_dict", "model", "net")
 
 
@@ -108,6 +112,16 @@ def convert(state_dict: StateDict, id2label: dict[int, str] | None = None) -> Pr
     _check_keys(family, expected, weights, unexpected)
     model.load_state_dict(weights, strict=True)
     return model.eval()
+
+
+def converted_processor(family: Family, config: PreTrainedConfig) -> SegmentationImageProcessor:
+    """The image processor of a converted model.
+
+    Args:
+        family (`Family`): What [`recognise`] says of the checkpoint.
+        config (`PreTrainedConfig`): Of the model that [`convert`] made: how its logits are upsampled.
+    """
+    return SegmentationImageProcessor(**family.processor, align_corners=upsamples_with_align_corners(config))
 
 
 def _config(family: Family, state_dict: StateDict, id2label: dict[int, str] | None) -> PreTrainedConfig:
