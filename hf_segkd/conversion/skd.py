@@ -30,7 +30,6 @@ def _config(state_dict: StateDict) -> dict[str, Any]:
         "hidden_size": width,
         "pool_hidden_size": state_dict[f"{pyramid}.stages.0.1.weight"].shape[0],
         "auxiliary_hidden_size": state_dict["dsn.0.weight"].shape[0],
-        "auxiliary_conv_bias": "dsn.0.bias" in state_dict,
     }
 
 
@@ -58,4 +57,5 @@ FAMILY: Family = compose(
     activation_slope=0.01,
     spatial_dropout=True,
     use_auxiliary_head=True,
+    auxiliary_conv_bias=True,
 )
