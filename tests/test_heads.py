@@ -194,6 +194,7 @@ def test_any_backbone_of_transformers_trains_under_the_heads(head, backbone, tmp
     [
         ({"backbone": "resnet19"}, "Unknown backbone 'resnet19'"),
         ({"backbone": RESNET | {"depht": 3}}, "DilatedResNetConfig has no field depht. Did you mean 'depths'"),
+        ({"out_features": ["stage4"]}, "DeepLabV3Config has no field out_features"),
         ({"backbone_config": RESNET}, "two names of one field"),
         ({"backbone": RESNET | {"out_features": ["stage4"]}}, "reads the last map but one, the backbone returns 1"),
         ({"hidden_size": 0}, "hidden_size must be at least 1"),

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
@@ -177,7 +178,8 @@ def _new_model(spec: dict[str, Any], id2label: dict[int, str] | None) -> PreTrai
     _check_fields(config_class, options)
     backbone = options.get("backbone", options.get("backbone_config"))
     if isinstance(backbone, dict):
-        _check_fields(type(resolve_backbone({"model_type": backbone.get("model_type")})), backbone)
+        backbone_class = type(resolve_backbone({"model_type": backbone.get("model_type")}))
+        _check_fields(backbone_class, {name: value for name, value in backbone.items() if name != "model_type"})
     if id2label is not None:
         if options.get("num_labels", len(id2label)) != len(id2label):
             raise ValueError(
@@ -193,8 +195,9 @@ def _new_model(spec: dict[str, Any], id2label: dict[int, str] | None) -> PreTrai
 
 def _check_fields(config_class: type[PreTrainedConfig], options: dict[str, Any]) -> None:
     """A misspelt field would be kept as an attribute that nothing reads."""
-    known = {field.name for field in dataclass_fields(config_class)} | set(config_class.attribute_map)
-    known |= {"num_labels", "model_type", "out_features", "out_indices"}
+    known = {field.name for field in dataclass_fields(config_class)} | set(config_class.attribute_map) | {"num_labels"}
+    if issubclass(config_class, BackboneConfigMixin):
+        known |= {"out_features", "out_indices"}
     unknown = sorted(set(options) - known)
     if unknown:
         closest = get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
