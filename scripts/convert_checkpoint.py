@@ -72,8 +72,9 @@ def check_reloaded(folder: Path, model: PreTrainedModel, image: Tensor, logits: 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.list:
+        width = max(len(family.name) for family in FAMILIES)
         for family in FAMILIES:
-            print(f"{family.name:<44} checked with {family.checked}")
+            print(f"{family.name:<{width}}  checked with {family.checked}")
         return
     logging.disable_progress_bar()
     with readable_errors():

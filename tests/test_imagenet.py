@@ -26,11 +26,13 @@ from transformers import (
 from transformers import MobileViTConfig as NativeMobileViTConfig
 
 from hf_segkd.conversion.imagenet import FILES, NATIVE, load_backbone_weights
-from hf_segkd.models import MobileViTBackbone, MobileViTConfig, mobilenetv2, mobilenetv3, mobilevit
+from hf_segkd.models import BACKBONES, MobileViTBackbone, MobileViTConfig
 
-PRESETS = mobilenetv2.PRESETS | mobilenetv3.PRESETS | mobilevit.PRESETS
 # Each listed file and the network it is for.
-BACKBONES = {
+FITTING = {
+    "resnet18-imagenet.pth": "resnet18",
+    "resnet101-imagenet.pth": "resnet101",
+    "resnet18/34/50/101/152 torchvision .pth (vanilla)": "resnet18_vanilla",
     "mobilenetv2-imagenet.pth": "mobilenetv2",
     "mobilenet_v3_small-47085aa1.pth": "mobilenetv3_small",
     "mobilenet_v3_large-bc2c3fd3.pth": "mobilenetv3_large",
@@ -45,6 +47,9 @@ RESNETS = {
 }
 # Of the keys that the originals' loaders drop, one of each kind.
 DROPPED = {
+    "resnet18": ("fc.weight", "fc.bias"),
+    "resnet101": ("fc.weight", "fc.bias"),
+    "resnet18_vanilla": ("fc.weight", "fc.bias"),
     "mobilenetv2": ("features.18.0.weight", "classifier.1.weight"),
     "mobilenetv3_small": ("classifier.0.weight",),
     "mobilenetv3_large": ("classifier.3.bias",),
@@ -68,7 +73,7 @@ def new_backbone(name):
     if name == "mit_b4":
         sizes = {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 8, 27, 3]}
         return SegformerModel(SegformerConfig(**sizes))
-    return AutoBackbone.from_config(AutoConfig.for_model(**PRESETS[name]))
+    return AutoBackbone.from_config(AutoConfig.for_model(**BACKBONES[name]))
 
 
 def file_weights(keys):
@@ -94,10 +99,10 @@ def write(folder, weights):
     return str(folder / "weights.pth")
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", FITTING)
 def test_every_key_of_an_original_file_is_accounted_for(name, tmp_path):
     """The originals' own loaders skip silently what they do not know, and train on from random weights."""
-    entry, model = shared("BACKBONES.json")[name], BACKBONES[name]
+    entry, model = shared("BACKBONES.json")[name], FITTING[name]
     weights = file_weights(entry["keys"])
     dropped = dict.fromkeys(DROPPED[model], torch.zeros(2))
     backbone = new_backbone(model)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import SegformerForSemanticSegmentation
 
-from hf_segkd.conversion import convert
-from hf_segkd.conversion.segformer import PROCESSOR, config
-from hf_segkd.models import SegmentationImageProcessor, expose_features, load_processor, load_segmenter
+from hf_segkd.conversion import convert, converted_processor, recognise
+from hf_segkd.conversion.segformer import config
+from hf_segkd.models import expose_features, load_processor, load_segmenter
 
 GOLDEN = [name for name in golden_models.implemented() if "segformer" in name]
 B0 = "cirkd-segformer-MiT_B0-19"
@@ -74,7 +74,9 @@ def test_rgb_processor_gives_what_the_original_saw(original):
     weight = model.segformer.stages[0].patch_embeddings.proj.weight
     assert torch.equal(weight.flip(1), original["patch_embed1.proj.weight"])
     image = torch.randint(256, (3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-    pixel_values = SegmentationImageProcessor(**PROCESSOR)(image, return_tensors="pt").pixel_values
+    processor = converted_processor(recognise(original), model.config)
+    assert processor.align_corners
+    pixel_values = processor(image, return_tensors="pt").pixel_values
     bgr = image.flip(0)[None] - torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(1, 3, 1, 1)
     torch.testing.assert_close(pixel_values.flip(1), bgr)
 

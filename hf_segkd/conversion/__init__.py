@@ -7,16 +7,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
-from hf_segkd.conversion import espnet, segformer
-from hf_segkd.conversion.family import Family, StateDict
-from hf_segkd.conversion import cirkd, espnet, skd
+from hf_segkd.conversion import cirkd, espnet, segformer, skd
 from hf_segkd.conversion.family import Family, Part, StateDict
 from hf_segkd.models import SegmentationImageProcessor, upsamples_with_align_corners
 
 __all__ = ["FAMILIES", "Family", "Part", "convert", "converted_processor", "load_original", "recognise"]
 
-FAMILIES: tuple[Family, ...] = (espnet.FAMILY, segformer.FAMILY)
-FAMILIES: tuple[Family, ...] = (espnet.FAMILY, *cirkd.FAMILIES, skd.FAMILY)
+FAMILIES: tuple[Family, ...] = (espnet.FAMILY, segformer.FAMILY, *cirkd.FAMILIES, skd.FAMILY)
 WRAPPERS = ("state_dict", "model", "net")
 
 

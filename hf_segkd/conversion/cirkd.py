@@ -3,13 +3,14 @@
 from typing import Any
 
 from hf_segkd.conversion.family import Family, Part, StateDict, compose
+from hf_segkd.conversion.mobile import BACKBONES as MOBILE
 from hf_segkd.conversion.resnet import resnet
 from hf_segkd.models.deeplabv3 import DeepLabV3Config
 from hf_segkd.models.pspnet import PSPNetConfig
 from hf_segkd.models.upernet import UperNetConfig
 
 RESNET = resnet(prefix="pretrained.")
-BACKBONES: tuple[Part, ...] = (RESNET,)
+BACKBONES: tuple[Part, ...] = (RESNET, *MOBILE)
 
 AUXILIARY = (
     (r"^auxlayer\.block\.0\.", "auxiliary_head.conv.convolution."),

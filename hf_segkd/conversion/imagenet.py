@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hf_segkd.conversion import load_original, mobile, segformer
 from hf_segkd.conversion.family import StateDict
+from hf_segkd.conversion.resnet import resnet
 
 logger = logging.getLogger(__name__)
 
@@ -23,22 +24,6 @@ NATIVE: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "segkd_resnet": ("resnet", ((r"^embedder\.embedder\.", "embedder.layers.0."),)),
     "segkd_mobilevit": ("mobilevit", ()),
 }
-
-_RESNET_LAYERS = (
-    (r"downsample\.0\.", "shortcut.convolution."),
-    (r"downsample\.1\.", "shortcut.normalization."),
-    *((rf"conv{number}\.", f"layer.{number - 1}.convolution.") for number in (1, 2, 3)),
-    *((rf"bn{number}\.", f"layer.{number - 1}.normalization.") for number in (1, 2, 3)),
-)
-RESNET = (
-    *((rf"^conv{number}\.", f"backbone.embedder.layers.{number - 1}.convolution.") for number in (1, 2, 3)),
-    *((rf"^bn{number}\.", f"backbone.embedder.layers.{number - 1}.normalization.") for number in (1, 2, 3)),
-    *(
-        (rf"^layer{stage}\.(\d+)\.{original}", rf"backbone.encoder.stages.{stage - 1}.layers.\1.{name}")
-        for stage in (1, 2, 3, 4)
-        for original, name in _RESNET_LAYERS
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -73,7 +58,7 @@ class ImageNetFiles:
 
 
 FILES: dict[str, ImageNetFiles] = {
-    "segkd_resnet": ImageNetFiles(rename=RESNET, dropped=r"^fc\."),
+    "segkd_resnet": ImageNetFiles(rename=resnet(prefix="").rename, dropped=r"^fc\."),
     "segkd_mobilenetv2": ImageNetFiles(
         rename=mobile.MOBILENETV2.rename,
         prefix="pretrained.net.",

@@ -4,14 +4,8 @@ import re
 
 from transformers import SegformerConfig
 
-from hf_segkd.conversion.family import Family, StateDict
+from hf_segkd.conversion.family import RGB_BYTES, Family, StateDict
 
-# The originals read BGR; with the input weight reversed an RGB processor gives the same logits.
-PROCESSOR = {
-    "do_rescale": False,
-    "image_mean": (122.67891434, 116.66876762, 104.00698793),
-    "image_std": (1.0, 1.0, 1.0),
-}
 STAGES = range(1, 5)
 INPUT = "segformer.stages.0.patch_embeddings.proj.weight"
 FUSE_BIAS = "decode_head.linear_fuse.bias"
@@ -99,4 +93,6 @@ FAMILY = Family(
     rename=RENAME,
     config=config,
     operations=(split_kv, fold_fuse_bias, flip_input),
+    processor=RGB_BYTES,
+    checked="vectors of the original code, no released file",
 )

@@ -6,9 +6,17 @@ from typing import Any
 from transformers import CONFIG_MAPPING, MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
 
 from .dilated_resnet import PRESETS as DILATED_RESNETS
+from .mobilenetv2 import PRESETS as MOBILENETS_V2
+from .mobilenetv3 import PRESETS as MOBILENETS_V3
+from .mobilevit import PRESETS as MOBILEVITS
 
 # Short names, as recipes write them, and the fields of the config they stand for.
-BACKBONES: dict[str, dict[str, Any]] = {**DILATED_RESNETS}
+BACKBONES: dict[str, dict[str, Any]] = {
+    **DILATED_RESNETS,
+    **MOBILENETS_V2,
+    **MOBILENETS_V3,
+    **MOBILEVITS,
+}
 
 
 def resolve_backbone(spec: str | dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:

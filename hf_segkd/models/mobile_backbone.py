@@ -5,9 +5,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple
+
+from .checkpointing import CheckpointedLayer
 
 
 class MobileBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -51,7 +52,7 @@ class ConvNormAct(nn.Module):
         return self.activation(self.normalization(self.convolution(x)))
 
 
-class InvertedResidual(GradientCheckpointingLayer):
+class InvertedResidual(CheckpointedLayer):
     """Expand, filter each channel by itself, project without activation; a shortcut where the shape stays."""
 
     def __init__(
@@ -76,10 +77,7 @@ class InvertedResidual(GradientCheckpointingLayer):
 
 
 class MobileBackbone(BackboneMixin, PreTrainedModel):
-    """Runs the stages that a subclass defines in `stages` and hands out those of `config.out_features`.
-
-    With gradient checkpointing the blocks run twice per step, so their batch norms count each batch twice.
-    """
+    """Runs the stages that a subclass defines in `stages` and hands out those of `config.out_features`."""
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .checkpointing import CheckpointedLayer
 from .mobile_backbone import ConvNormAct, MobileBackbone, MobileBackboneConfig
 
 STEM_CHANNELS = 16
@@ -116,7 +116,7 @@ class MobileNetV3SqueezeExcite(nn.Module):
         return x * F.hardsigmoid(scale)
 
 
-class MobileNetV3Block(GradientCheckpointingLayer):
+class MobileNetV3Block(CheckpointedLayer):
     def __init__(self, in_channels: int, row: tuple, stride: int, dilation: int):
         super().__init__()
         kernel_size, width, out_channels, squeeze, hard_swish, imagenet_stride = row

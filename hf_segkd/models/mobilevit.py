@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .checkpointing import CheckpointedLayer
 from .mobile_backbone import ConvNormAct, InvertedResidual, MobileBackbone, MobileBackboneConfig
 
 STEM_CHANNELS = 16
@@ -110,7 +110,7 @@ class MobileViTAttention(nn.Module):
         return self.output(self.attention(x))
 
 
-class MobileViTTransformerLayer(GradientCheckpointingLayer):
+class MobileViTTransformerLayer(CheckpointedLayer):
     def __init__(self, size: int, num_heads: int):
         super().__init__()
         self.layernorm_before = nn.LayerNorm(size, eps=1e-5)
