@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from golden_losses import FOLDER, load
 
 from hf_segkd.distributed import gather, rank, world_size
-from hf_segkd.losses import CIRKDMemoryLoss, CIRKDMiniBatchLoss, CIRKDv2Loss, LossSetup, cirkd
+from hf_segkd.losses import CIRKDMemoryLoss, CIRKDMiniBatchLoss, CIRKDv2Loss, LossSetup, cirkd, draws
 from hf_segkd.losses.cirkdv2 import ChannelRelations, ContextBlock
 from hf_segkd.models import SegmentationOutput
 
@@ -142,7 +142,7 @@ def test_queues_of_two_processes_stay_equal(monkeypatch):
     losses, batches = [memory(), memory()], [maps(seed=1), maps(seed=2)]
     sent = []
     for process, (loss, (_, teacher, labels)) in enumerate(zip(losses, batches, strict=True)):
-        monkeypatch.setattr(cirkd, "rank", lambda process=process: process)
+        monkeypatch.setattr(draws, "rank", lambda process=process: process)
         sent.append(loss.choose(cirkd.unit_pixels(teacher), loss._labels_of(labels, (8, 8))))
     assert not torch.equal(sent[0][0], sent[1][0])
     for loss in losses:

@@ -9,11 +9,11 @@ from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.losses.cirkd import (
     CIRKDMemoryLoss,
     CIRKDMiniBatchLoss,
-    SeededDraws,
     check_positive,
     projection_head,
     write_rows,
 )
+from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.losses.similarity import bank_kl, image_pair_kl
 from hf_segkd.models.outputs import SegmentationOutput
 
