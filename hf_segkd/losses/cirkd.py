@@ -173,7 +173,7 @@ class CIRKDMemoryLoss(DistillationLoss):
         return terms
 
     def draw_priorities(self, labels: Tensor) -> Tensor:
-        """Random number (B, N) per pixel; the pixels of a class with the lowest ones enter its queue, in order."""
+        """Random number in [0, 1) per pixel, (B, N); a class's lowest ones enter its queue, in order."""
         return self.draws.uniform(labels.shape).to(labels.device)
 
     def draw_slots(self, name: str, size: int) -> Tensor:
@@ -191,8 +191,8 @@ class CIRKDMemoryLoss(DistillationLoss):
         counts = members.sum(dim=-1)
         regions = members.to(pixels.dtype) @ pixels / counts.clamp(min=1)[..., None]
         starts = counts.cumsum(dim=1) - counts
-        by_priority = self.draw_priorities(labels).argsort(dim=1)
-        by_class = by_priority.gather(1, labels.gather(1, by_priority).argsort(dim=1, stable=True))
+        # One sort by class, then by random number; in float64 the sum keeps every bit of both.
+        by_class = (labels + self.draw_priorities(labels).double()).argsort(dim=1)
         index = starts[..., None] + torch.arange(self.limit, device=labels.device)
         chosen = by_class.gather(1, index.clamp(max=positions - 1).flatten(1))
         if self.sampling == "original":
@@ -221,6 +221,8 @@ def write_rows(queue: Tensor, pointer: Tensor, rows: Tensor, counts: Tensor) -> 
     A block that would reach the end takes the last slots and the pointer starts again at 0, as in CIRKD.
     """
     size = queue.shape[1]
+        # Image by image, because a block's place depends on those before it; all classes at once, without a
+        # synchronisation: two writes per image instead of two per image and class.
     wraps = pointer + counts >= size
     start = torch.where(wraps, size - counts, pointer)
     offsets = torch.arange(rows.shape[1], device=queue.device)
