@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_segkd.distributed import gather
+from hf_segkd.distributed import gather, gather_with_gradient
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.losses.similarity import bank_kl, image_pair_kl
@@ -36,6 +36,8 @@ class CIRKDMiniBatchLoss(DistillationLoss):
         temperature (`float`, *optional*, defaults to `0.1`): Softmax temperature, > 0. Paper: 0.1.
         pooling (`int` or `str`, *optional*, defaults to `"auto"`): Side in positions of the average pooling before;
             `"auto"` is 4 for maps of at least 256×256 and 1 otherwise.
+        gather (`bool`, *optional*, defaults to `False`): Whether to pair the images of all processes. Each process
+            then computes all of these pairs, which costs as much as one process with the whole batch.
         layer (`str`, *optional*, defaults to `"features"`): Field to compare.
 
     Returns:
@@ -45,7 +47,8 @@ class CIRKDMiniBatchLoss(DistillationLoss):
         ValueError: If the temperature is not positive or the pooling is neither `"auto"` nor a positive integer.
 
     Differs from the original: never holds a similarity map; a teacher map of another size is resized to the student's.
-    As there, only images of the same process are paired.
+    As there, only images of the same process are paired by default: then two processes with half the batch each do not
+    train as one with the whole batch. With `gather` they do.
 
     Reference: Yang et al., Cross-Image Relational Knowledge Distillation for Semantic Segmentation, CVPR 2022,
     https://huggingface.co/papers/2204.06986
@@ -54,13 +57,18 @@ class CIRKDMiniBatchLoss(DistillationLoss):
     paper, citation = PAPER, CITATION
 
     def __init__(
-        self, setup: LossSetup, temperature: float = 0.1, pooling: int | str = "auto", layer: str = "features"
+        self,
+        setup: LossSetup,
+        temperature: float = 0.1,
+        pooling: int | str = "auto",
+        gather: bool = False,
+        layer: str = "features",
     ):
         super().__init__(setup, layer=layer)
         check_positive("cirkd_minibatch", temperature=temperature)
         if pooling != "auto" and (not isinstance(pooling, int) or pooling < 1):
             raise ValueError(f"cirkd_minibatch: pooling must be 'auto' or an integer from 1, got {pooling!r}.")
-        self.temperature, self.pooling = temperature, pooling
+        self.temperature, self.pooling, self.gather = temperature, pooling, gather
         self._warned = False
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
@@ -69,9 +77,6 @@ class CIRKDMiniBatchLoss(DistillationLoss):
 
     def compare(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """The loss of two maps (B, C, h, w) of one size."""
-        if len(student_map) == 1 and not self._warned:
-            logger.warning("CIRKD mini-batch: one image per process, so it relates pixels of that image only.")
-            self._warned = True
         size = self.pooling
         if size == "auto":
             size = 4 if min(student_map.shape[-2:]) >= POOLED_FROM else 1
@@ -79,7 +84,16 @@ class CIRKDMiniBatchLoss(DistillationLoss):
             student_map, teacher_map = (
                 F.avg_pool2d(x, kernel_size=size, stride=size, ceil_mode=True) for x in (student_map, teacher_map)
             )
-        return image_pair_kl(unit_pixels(student_map), unit_pixels(teacher_map), self.temperature)
+        student, teacher = unit_pixels(student_map), unit_pixels(teacher_map)
+        if self.gather:
+            student, teacher = gather_with_gradient(student), gather(teacher)
+        if len(student) == 1 and not self._warned:
+            logger.warning(
+                "CIRKD mini-batch: one image per process, so it relates pixels of that image only. "
+                "Set gather: true to relate the images of all processes."
+            )
+            self._warned = True
+        return image_pair_kl(student, teacher, self.temperature)
 
 
 class CIRKDMemoryLoss(DistillationLoss):
@@ -111,7 +125,10 @@ class CIRKDMemoryLoss(DistillationLoss):
         ValueError: If a temperature, size or number is not positive, or `sampling` or `memory_dtype` is unknown.
 
     Differs from the original: a class queue holds the class's own pixels; no labelled pixel gives 0, not NaN; queues
-    are saved; processes exchange the chosen pixels instead of broadcasting the queues.
+    are saved; processes exchange the chosen pixels instead of broadcasting the queues. As there, each process draws
+    its own keys and averages over its own labelled pixels: two processes with half the batch each train as one with
+    the whole batch only if every slot is a key, no class has more than 16 pixels in an image and all have as many
+    labelled pixels.
 
     Reference: Yang et al., Cross-Image Relational Knowledge Distillation for Semantic Segmentation, CVPR 2022,
     https://huggingface.co/papers/2204.06986
@@ -204,6 +221,8 @@ class CIRKDMemoryLoss(DistillationLoss):
 
     @torch.no_grad()
     def _enqueue(self, rows: Tensor, counts: Tensor) -> None:
+        # Image by image, because a block's place depends on those before it; all classes at once, without a
+        # synchronisation: two writes per image instead of two per image and class.
         for image_rows, image_counts in zip(rows, counts, strict=True):
             write_rows(self.region_queue, self.region_pointer, image_rows[:, :1], image_counts.clamp(max=1))
             write_rows(self.pixel_queue, self.pixel_pointer, image_rows[:, 1:], image_counts.clamp(max=self.limit))
@@ -221,8 +240,6 @@ def write_rows(queue: Tensor, pointer: Tensor, rows: Tensor, counts: Tensor) -> 
     A block that would reach the end takes the last slots and the pointer starts again at 0, as in CIRKD.
     """
     size = queue.shape[1]
-        # Image by image, because a block's place depends on those before it; all classes at once, without a
-        # synchronisation: two writes per image instead of two per image and class.
     wraps = pointer + counts >= size
     start = torch.where(wraps, size - counts, pointer)
     offsets = torch.arange(rows.shape[1], device=queue.device)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_segkd.distributed import gather
+from hf_segkd.distributed import gather, gather_with_gradient
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.losses.cirkd import (
     CIRKDMemoryLoss,
@@ -38,6 +38,8 @@ class CIRKDv2Loss(DistillationLoss):
         temperature (`float`, *optional*, defaults to `0.1`): Of all similarities, > 0.
         kd_temperature (`float`, *optional*, defaults to `1.0`): Of the memory terms, > 0.
         pooling (`int` or `str`, *optional*, defaults to `"auto"`): As for [`~hf_segkd.losses.CIRKDMiniBatchLoss`].
+        gather (`bool`, *optional*, defaults to `False`): Whether both mini-batch terms pair the images of all
+            processes, as for [`~hf_segkd.losses.CIRKDMiniBatchLoss`].
         seed (`int`, *optional*, defaults to `0`): Seed of queues and draws.
         layer (`str`, *optional*, defaults to `"features"`): Field to compare.
 
@@ -51,7 +53,9 @@ class CIRKDv2Loss(DistillationLoss):
             map is not of the size that the loss was set up for.
 
     Differs from the original: block and FitNet projection are synchronised between processes; the block depends on
-    `context` and not on FitNet's weight; maps may have any size; see also [`~hf_segkd.losses.CIRKDMemoryLoss`].
+    `context` and not on FitNet's weight; maps may have any size; see also [`~hf_segkd.losses.CIRKDMemoryLoss`]. Two
+    processes with half the batch each train as one with the whole batch only with `gather`, and where the memory terms
+    do (every channel slot a key, too).
 
     Reference: Yang et al., Cross-Image Relational Knowledge Distillation for Semantic Segmentation, CVPR 2022,
     https://huggingface.co/papers/2204.06986; CIRKDv2 is its extension in the same repository.
@@ -74,19 +78,20 @@ class CIRKDv2Loss(DistillationLoss):
         sampling: str = "own",
         memory_dtype: str = "float32",
         pooling: int | str = "auto",
+        gather: bool = False,
         seed: int = 0,
         layer: str = "features",
     ):
         super().__init__(setup, layer=layer)
         self.context = ContextBlock(self.student_channels) if context else nn.Identity()
         self.projector = nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1, bias=False)
-        self.minibatch = CIRKDMiniBatchLoss(setup, temperature, pooling, layer)
+        self.minibatch = CIRKDMiniBatchLoss(setup, temperature, pooling, gather, layer)
         sizes = (pixel_memory, region_memory, pixel_samples, region_samples)
         self.memory = CIRKDMemoryLoss(
             setup, *sizes, temperature, kd_temperature, sampling, memory_dtype, seed=seed, layer=layer
         )
         self.channel = ChannelRelations(
-            setup, channel_memory, channel_samples, temperature, kd_temperature, memory_dtype, seed + 1, layer
+            setup, channel_memory, channel_samples, temperature, kd_temperature, memory_dtype, gather, seed + 1, layer
         )
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
@@ -139,7 +144,7 @@ class ChannelRelations(nn.Module):
         memory (`int`, *optional*, defaults to `10000`): Channels in the queue.
         samples (`int`, *optional*, defaults to `2048`): Keys per step.
         temperature, kd_temperature (`float`): τ of the similarities and T of the memory term.
-        memory_dtype (`str`), seed (`int`), layer (`str`): As for [`~hf_segkd.losses.CIRKDv2Loss`].
+        memory_dtype (`str`), gather (`bool`), seed (`int`), layer (`str`): As for [`~hf_segkd.losses.CIRKDv2Loss`].
 
     Returns:
         `dict[str, torch.Tensor]`: Scalars `"minibatch_channel"`, `"memory_channel"` and `"channel_kd"`.
@@ -156,6 +161,7 @@ class ChannelRelations(nn.Module):
         temperature: float = 0.1,
         kd_temperature: float = 1.0,
         memory_dtype: str = "float32",
+        gather: bool = False,
         seed: int = 0,
         layer: str = "features",
     ):
@@ -164,6 +170,7 @@ class ChannelRelations(nn.Module):
         check_positive("cirkdv2", temperature=temperature, kd_temperature=kd_temperature)
         self.size = tuple(setup.student[layer][-2:])
         self.samples, self.temperature, self.kd_temperature = samples, temperature, kd_temperature
+        self.gather = gather
         self.head = projection_head(setup.student[layer][1], setup.teacher[layer][1])
         self.draws = SeededDraws(seed)
         height, width = (-(-side // CHANNEL_POOLING) for side in self.size)
@@ -177,13 +184,15 @@ class ChannelRelations(nn.Module):
                 f"{student_map.shape[-2]}x{student_map.shape[-1]}. Train with the crop size of the setup."
             )
         student, teacher = self._channels(student_map, self.head), self._channels(teacher_map, nn.Identity())
-        self._enqueue(gather(teacher.flatten(0, 1)))
+        all_teachers = gather(teacher)
+        self._enqueue(all_teachers.flatten(0, 1))
         keys = self.queue[self.draw_slots(len(self.queue))[: self.samples].to(self.queue.device)].to(student.dtype)
         anchors = student.flatten(0, 1)
         weights = anchors.new_full((len(anchors),), self.kd_temperature**2 / len(anchors))
         memory = bank_kl(anchors, teacher.flatten(0, 1), keys, weights, self.temperature * self.kd_temperature)
+        pairs = (gather_with_gradient(student), all_teachers) if self.gather else (student, teacher)
         return {
-            "minibatch_channel": image_pair_kl(student, teacher, self.temperature),
+            "minibatch_channel": image_pair_kl(*pairs, self.temperature),
             "memory_channel": memory,
             "channel_kd": F.mse_loss(student, teacher),
         }

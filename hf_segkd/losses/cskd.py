@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_segkd.distributed import gather_with_gradient, world_size
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.models.outputs import SegmentationOutput
 
@@ -26,17 +27,21 @@ class CSKDLoss(DistillationLoss):
         temperature (`float`, *optional*, defaults to `2.0`): Of both attentions, > 0. The original's scripts use 2.
         pam_projection (`str`, *optional*, defaults to `"fixed"`): q, k and v of `pam`: `"fixed"` draws them once from
             a constant seed, `"learned"` trains them, `"resample"` draws them for every patch of every step.
+        gather (`bool`, *optional*, defaults to `False`): Whether CKA compares the images of all processes, so that
+            1 or 2 on each are enough. Each process then holds the refined maps of all of them.
 
     Returns:
         `dict[str, torch.Tensor]`: The scalars named in `terms`. `cka` is in nats, from 0 (−1e-8, exactly) upwards.
 
     Raises:
-        ValueError: If an option is unknown; in `forward`, with `"cka"`, for fewer than 3 images on a device: the
-            alignment of two images is always 1, of one image 0/0.
+        ValueError: If an option is unknown, or `gather` is set without `"cka"`; in `forward`, with `"cka"`, for fewer
+            than 3 images on a device (with `gather`: on all): the alignment of two is always 1, of one 0/0.
 
     Differs from the original: it draws the projections of `pam` anew in every call (`"resample"`) and never trains
     them; attention is computed without keeping an N × N matrix; a query is at least 1 wide, so that fewer than 8
-    channels work; a teacher map of another size is resized to the student's.
+    channels work; a teacher map of another size is resized to the student's. As there, CKA compares the images of one
+    device by default: then two processes with half the batch each do not train as one with the whole batch. With
+    `gather` they do.
 
     Reference: CSKD's code, losses/sa.py; the attentions: Fu et al., Dual Attention Network for Scene Segmentation,
     CVPR 2019, https://huggingface.co/papers/1809.02983; CKA: Kornblith et al., Similarity of Neural Network
@@ -61,10 +66,11 @@ class CSKDLoss(DistillationLoss):
         comparison: str = "cka",
         temperature: float = 2.0,
         pam_projection: str = "fixed",
+        gather: bool = False,
     ):
         super().__init__(setup, layer=layer)
-        _check_options(terms, grid, comparison, temperature, pam_projection)
-        self.terms, self.grid, self.comparison = tuple(terms), grid, comparison
+        _check_options(terms, grid, comparison, temperature, pam_projection, gather)
+        self.terms, self.grid, self.comparison, self.gather = tuple(terms), grid, comparison, gather
         self.temperature, self.pam_projection = temperature, pam_projection
         self.gammas = nn.ParameterDict({term: nn.Parameter(torch.zeros(1)) for term in self.terms})
         self.projector, student_channels = nn.Identity(), self.student_channels
@@ -91,30 +97,45 @@ class CSKDLoss(DistillationLoss):
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
         student_map = self.projector(pick(student, self.layer))
         teacher_map = same_size(pick(teacher, self.layer), student_map)
-        if self.comparison == "cka" and len(student_map) < self.min_batch:
-            raise ValueError(
-                f"cskd: CKA compares the images of a batch and needs at least {self.min_batch} on each device, got "
-                f"{len(student_map)}: two images are always aligned perfectly and would teach nothing. "
-                "Raise the batch size per device (not the accumulation steps), or set comparison: mse."
-            )
-        compare = cka_loss if self.comparison == "cka" else F.mse_loss
+        self._check_images(len(student_map))
         values = {}
         if "cam" in self.terms:
             gamma = self.gammas["cam"]
-            attended = (channel_attention(x, gamma, self.temperature) for x in (student_map, teacher_map))
-            values["cam"] = compare(*attended)
+            attended = [[channel_attention(x, gamma, self.temperature)] for x in (student_map, teacher_map)]
+            values["cam"] = self.compare(*attended)
         if "pam" in self.terms:
-            student_patches = self.patches("student", student_map)
-            teacher_patches = self.patches("teacher", teacher_map)
-            pairs = zip(student_patches, teacher_patches, strict=True)
-            values["pam"] = torch.stack([compare(s, t) for s, t in pairs]).mean()
+            values["pam"] = self.compare(self.patches("student", student_map), self.patches("teacher", teacher_map))
         return values
+
+    def compare(self, student_maps: list[Tensor], teacher_maps: list[Tensor]) -> Tensor:
+        """Mean over pairs of maps (B, C, h, w) of their distance."""
+        if self.gather:
+            student_maps, teacher_maps = gather_maps(student_maps), gather_maps(teacher_maps)
+        distance = cka_loss if self.comparison == "cka" else F.mse_loss
+        return torch.stack([distance(s, t) for s, t in zip(student_maps, teacher_maps, strict=True)]).mean()
+
+    def _check_images(self, images: int) -> None:
+        if self.gather:
+            images *= world_size()
+        if self.comparison == "cka" and images < self.min_batch:
+            where = "on all devices together" if self.gather else "on each device"
+            raise ValueError(
+                f"cskd: CKA compares the images of a batch and needs at least {self.min_batch} {where}, got "
+                f"{images}: two images are always aligned perfectly and would teach nothing. Raise the batch size "
+                "per device (not the accumulation steps), set gather: true with several devices, or comparison: mse."
+            )
 
     def patches(self, whose: str, x: Tensor) -> list[Tensor]:
         """Patches of `x` (B, C, h, w), row by row, each after position attention. A small map has fewer than grid²."""
         pieces = [piece for rows in x.chunk(self.grid, dim=2) for piece in rows.chunk(self.grid, dim=3)]
         gamma = self.gammas["pam"]
         return [position_attention(p, self.projection(whose, p), gamma, self.temperature) for p in pieces]
+
+
+def gather_maps(maps: list[Tensor]) -> list[Tensor]:
+    """Maps (B, ...) of all processes, flat, with gradient; sent as one tensor, because a grid has 25 of them."""
+    flat = [x.flatten(1) for x in maps]
+    return list(gather_with_gradient(torch.cat(flat, dim=1)).split([x.shape[1] for x in flat], dim=1))
 
 
 def channel_attention(x: Tensor, gamma: Tensor, temperature: float) -> Tensor:
@@ -162,7 +183,7 @@ def _gram(x: Tensor) -> Tensor:
     return x @ x.T
 
 
-def _check_options(terms, grid: int, comparison: str, temperature: float, pam_projection: str) -> None:
+def _check_options(terms, grid: int, comparison: str, temperature: float, pam_projection: str, gather: bool) -> None:
     if not terms or isinstance(terms, str) or set(terms) - {"cam", "pam"}:
         raise ValueError(f"cskd: terms must be a list of 'cam' and 'pam', got {terms!r}.")
     if isinstance(grid, bool) or not isinstance(grid, int) or grid < 1:
@@ -173,3 +194,5 @@ def _check_options(terms, grid: int, comparison: str, temperature: float, pam_pr
         raise ValueError(f"cskd: temperature must be positive, got {temperature}.")
     if pam_projection not in ("fixed", "resample", "learned"):
         raise ValueError(f"cskd: pam_projection must be 'fixed', 'resample' or 'learned', got {pam_projection!r}.")
+    if gather and comparison != "cka":
+        raise ValueError("cskd: gather serves CKA, which compares images. Leave it out with comparison: mse.")

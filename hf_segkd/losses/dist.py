@@ -29,7 +29,8 @@ class DISTLoss(DistillationLoss):
         ValueError: If the temperature is not positive or the classes disagree.
 
     Differs from the original: the code at hand has no temperature, which is the default here; a teacher map of
-    another size is resized to the student's.
+    another size is resized to the student's. As there, `gamma`'s term correlates the pixels of the local batch: two
+    processes with half the batch each do not train as one with the whole batch.
 
     Reference: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022,
     https://huggingface.co/papers/2205.10536

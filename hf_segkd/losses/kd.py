@@ -32,7 +32,8 @@ class KDLoss(DistillationLoss):
         ValueError: If the temperature is not positive, the reduction unknown, the factor below 1 or the classes
             disagree.
 
-    Differs from the original: a teacher map of another size is resized to the student's instead of failing.
+    Differs from the original: a teacher map of another size is resized to the student's instead of failing. With
+    `"cross_entropy_sum"`, two processes with half the batch each have half the gradient of one with the whole batch.
 
     Reference: Hinton et al., Distilling the Knowledge in a Neural Network, 2015, https://huggingface.co/papers/1503.02531;
     per pixel: Liu et al., CVPR 2019, https://huggingface.co/papers/1903.04197

@@ -19,7 +19,8 @@ class TaskLoss(DistillationLoss):
     Returns:
         `torch.Tensor`: Scalar, in nats; log K for uniform logits. 0 (with a graph) when every pixel is ignored.
 
-    Differs from the original: a batch without a labelled pixel gives 0 instead of NaN.
+    Differs from the original: a batch without a labelled pixel gives 0 instead of NaN. As there, the mean is over the
+    local batch: processes with unequal numbers of labelled pixels do not train as one with the whole batch.
     """
 
     needs_teacher = False
