@@ -38,11 +38,15 @@ def build(name: str, teacher_channels: int = TEACHER_CHANNELS, size: int | None 
     return modules[name]
 
 
-def output(channels, size, batch, scale=1.0, seed=0, dtype=torch.float32, grad=True) -> SegmentationOutput:
+def output(
+    channels, size, batch, scale=1.0, constant=False, seed=0, dtype=torch.float32, grad=True
+) -> SegmentationOutput:
+    """Random maps, or maps that are constant over space."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(count):
         x = torch.randn(batch, count, *size, generator=generator, dtype=torch.float64)
+        x = x[..., :1, :1].expand_as(x) if constant else x
         return (scale * x).to(dtype).requires_grad_(grad)
 
     return SegmentationOutput(
@@ -53,8 +57,9 @@ def output(channels, size, batch, scale=1.0, seed=0, dtype=torch.float32, grad=T
 def pair(name: str, batch: int | None = None, teacher_size: tuple[int, int] | None = None, **options):
     """Outputs of a student, with graph, and of a teacher, without."""
     size, batch = (side(name), side(name)), batch or images(name)
-    student = output(STUDENT_CHANNELS, size, batch, **options)
-    return student, output(TEACHER_CHANNELS, teacher_size or size, batch, **{**options, "seed": 5, "grad": False})
+    other = options | {"seed": options.get("seed", 0) + 100, "grad": False}
+    teacher = output(TEACHER_CHANNELS, teacher_size or size, batch, **other)
+    return output(STUDENT_CHANNELS, size, batch, **options), teacher
 
 
 def labels_for(name: str, batch: int | None = None, value: int | None = None) -> torch.Tensor:
