@@ -7,11 +7,13 @@ from loss_cases import IGNORE, STUDENT_CHANNELS, TEACHER_CHANNELS, TinyNet, buil
 from hf_segkd.distiller import Distiller
 from hf_segkd.losses import LOSSES
 
-# Terms that read the labels, as they are logged: 0 with a graph without them. All other terms must not notice.
+# Terms that read the labels, as they are logged: 0 with a graph without them.
 NEED_LABELS = {
     *("task", "ifvd", "cirkd_memory_pixel", "cirkd_memory_region"),
-    *("cirkdv2_memory_pixel", "cirkdv2_memory_region"),
+    *("cirkdv2_memory_pixel", "cirkdv2_memory_region", "bpkd_edge"),
 }
+# Terms to which the labels give a part of the image: without labels all of it. All other terms must not notice.
+WHOLE_WITHOUT_LABELS = {"bpkd_body"}
 
 
 def distiller_for(name: str, *more: str) -> Distiller:
@@ -35,6 +37,8 @@ def test_a_term_either_ignores_the_labels_or_is_zero_without_them(name):
     for term, value in unlabelled.terms.items():
         if term in NEED_LABELS:
             assert value.item() == 0.0 and labelled[term].item() > 0.0, term
+        elif term in WHOLE_WITHOUT_LABELS:
+            assert value.item() > 0.0 and not torch.equal(value, labelled[term]), term
         else:
             assert torch.equal(value, labelled[term]), term
 
