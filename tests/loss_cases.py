@@ -8,12 +8,11 @@ from hf_segkd.models import SegmentationOutput
 
 K, IGNORE = 3, 255
 STUDENT_CHANNELS, TEACHER_CHANNELS = 4, 6
-# Sides of the maps; labels are 4 times as large. SAGAN's discriminator reads logits of at least 64x64.
-DEFAULT_SIDE, SIDES = 8, {"adversarial": 64}
+SIDE = 8  # of the maps, where the loss does not need larger ones; labels are 4 times as large
 
 
 def side(name: str) -> int:
-    return SIDES.get(name, DEFAULT_SIDE)
+    return max(SIDE, LOSSES[name].min_side)
 
 
 def images(name: str) -> int:

@@ -9,7 +9,7 @@ import torch
 import yaml
 from conftest import TINY
 from safetensors.torch import load_file
-from test_scripts import ROOT, distill, recipe
+from test_scripts import RECIPE, ROOT, distill, recipe
 
 from hf_segkd.losses import LOSSES
 
@@ -47,7 +47,8 @@ def teacher(tmp_path_factory):
 def run(request, teacher, tmp_path_factory):
     """A finished run: the method's recipe, the arguments without output folder, and the folder."""
     folder = tmp_path_factory.mktemp(request.param.stem)
-    changes = LARGE_LOGITS if "adversarial" in losses_of(request.param).values() else {}
+    large = any(LOSSES[name].min_side > RECIPE["crop_size"][0] for name in losses_of(request.param).values())
+    changes = LARGE_LOGITS if large else {}
     argv = [recipe(folder, **{**RUN, **changes}), str(request.param), "--teacher", teacher]
     distill.main([*argv, "--output_dir", str(folder / "run")])
     return request.param, argv, folder / "run"

@@ -18,7 +18,6 @@ from hf_segkd.trainer import DistillationTrainer
 
 STEPS = 4
 # 4x4 maps have 16 pixels, so that all pixels of a class enter its queue; queues that no step fills, all of it keys.
-SIDES = {"adversarial": 64}
 WHOLE_MEMORY = {"pixel_memory": 300, "pixel_samples": 300, "region_memory": 30, "region_samples": 30}
 CASES = {name: (name, {}) for name in LOSSES} | {
     "kd, cross_entropy_sum": ("kd", {"reduction": "cross_entropy_sum"}),
@@ -53,7 +52,7 @@ def batches(case: str, size: int):
 def train(case: str) -> dict[str, dict[str, torch.Tensor]]:
     """Some steps of SGD in float64 on this process's part of each batch; what student and losses hold then."""
     name, options = CASES[case]
-    size = SIDES.get(name, 4)
+    size = max(4, LOSSES[name].min_side)
     student, teacher = TinyNet(STUDENT_CHANNELS, seed=1).double(), TinyNet(TEACHER_CHANNELS, seed=2).double()
     losses = {"task": build("task", size=size), name: build(name, size=size, **options)}
     distiller = freeze_batch_norm(Distiller(student, losses).double())

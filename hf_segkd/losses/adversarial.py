@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, same_size
-from hf_segkd.losses.cirkd import SeededDraws
 from hf_segkd.losses.discriminator import MIN_SIDE, Discriminator
+from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.models.outputs import SegmentationOutput
 
 ORDERS = {"student_first": ("student", "teacher"), "teacher_first": ("teacher", "student")}

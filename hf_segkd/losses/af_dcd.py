@@ -42,7 +42,8 @@ class AfDCDLoss(DistillationLoss):
     Differs from the original: written after the authors' code. Its negatives leave out the anchor's own group at other
     positions; the paper's formula was not at hand to compare. One script's wider generator and fixed mask are not
     offered: its flags are unknown to the authors' parser. Distances are recomputed in backward, block by block; maps
-    need not divide into patches; a teacher map of another size is resized to the student's.
+    need not divide into patches; a teacher map of another size is resized to the student's. Each process draws its own
+    masks: two processes with half the batch each train as one with the whole batch on average only.
 
     Reference: Fan et al., Augmentation-free Dense Contrastive Knowledge Distillation for Efficient Semantic
     Segmentation, NeurIPS 2023, https://huggingface.co/papers/2312.04168

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
-from hf_segkd.losses.cirkd import SeededDraws
+from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.models.outputs import SegmentationOutput
 
 
@@ -31,7 +31,8 @@ class MGDLoss(DistillationLoss):
         ValueError: If the mask ratio is not in [0, 1).
 
     Differs from the original: masks come from an own generator whose state is saved; a teacher map of another size is
-    resized to the student's instead of failing.
+    resized to the student's instead of failing. Each process draws its own masks: two
+    processes with half the batch each train as one with the whole batch on average only.
 
     Reference: Yang et al., Masked Generative Distillation, ECCV 2022, https://huggingface.co/papers/2205.01529
     """
