@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import MobileViTConfig, MobileViTForSemanticSegmentation, SegformerForSemanticSegmentation
 
-from hf_segkd.models import SegmentationOutput, expose_features, load_segmenter, output_shapes
+from hf_segkd.models import FEATURE_MODULES, SegmentationOutput, expose_features, load_segmenter, output_shapes
 
 LABELS = {index: f"class_{index}" for index in range(6)}
 SEGFORMER = {
@@ -83,8 +83,9 @@ def test_own_model_is_returned_unchanged(model):
     assert expose_features(model) is model and not model._forward_hooks
 
 
-def test_other_native_model_has_no_features_until_a_module_is_named():
+def test_other_native_model_has_no_features_until_a_module_is_named(monkeypatch):
     """Without them logits can still be distilled; guessing a layer would compare something arbitrary."""
+    monkeypatch.delitem(FEATURE_MODULES, "mobilevit")
     config = MobileViTConfig(
         hidden_sizes=[8, 8, 8], neck_hidden_sizes=[4, 4, 4, 4, 4, 4, 16], aspp_out_channels=8, num_labels=6
     )

@@ -14,13 +14,14 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from .backbones import BACKBONES, resolve_backbone
 from .deeplabv3 import DeepLabV3Config, DeepLabV3ForSemanticSegmentation
@@ -42,6 +43,8 @@ from .outputs import (
 )
 from .pspnet import PSPNetConfig, PSPNetForSemanticSegmentation
 from .upernet import UperNetConfig, UperNetForSemanticSegmentation
+from .patches import check_input_size, state_maps
+from .universal import UNIVERSAL_MODELS, query_logits, semantic_task
 
 __all__ = [
     "BACKBONES",
@@ -52,6 +55,7 @@ __all__ = [
     "DeepLabV3ForSemanticSegmentation",
     "DilatedResNetBackbone",
     "DilatedResNetConfig",
+    "UNIVERSAL_MODELS",
     "ESPNetConfig",
     "ESPNetForSemanticSegmentation",
     "InputNormalization",
@@ -67,13 +71,17 @@ __all__ = [
     "SegmentationOutput",
     "UperNetConfig",
     "UperNetForSemanticSegmentation",
+    "check_input_size",
     "default_processor",
     "expose_features",
     "load_processor",
     "load_segmenter",
     "output_shapes",
     "resolve_backbone",
+    "query_logits",
     "segmentation_loss",
+    "semantic_task",
+    "state_maps",
     "upsamples_with_align_corners",
 ]
 
@@ -85,7 +93,15 @@ MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
 }
 
 # Where the published weights want something else than RGB with ImageNet statistics.
+_HALVES = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+_BGR = {"do_normalize": False, "do_flip_channel_order": True}
 PROCESSORS: dict[str, dict[str, Any]] = {
+    "beit": _HALVES,
+    "data2vec-vision": _HALVES,
+    "dpt": _HALVES,
+    "mobilenet_v2": _HALVES,
+    "mobilevit": _BGR,
+    "mobilevitv2": _BGR,
     "segkd_espnet": {
         "do_rescale": False,
         "do_flip_channel_order": True,
@@ -114,6 +130,9 @@ def load_segmenter(
             of its config, for a new model with random weights. Our models go by their short name (`"espnet"` for
             `"segkd_espnet"`), native ones by theirs (`"segformer"`), backbones by a name of `BACKBONES` or by their
             config: `{"model_type": "deeplabv3", "backbone": "resnet18"}`.
+        spec (`str` or `dict`): A folder or Hub id of a semantic or universal model, loaded in float32; or
+            `{"model_type": "espnet", ...}` with fields of its config, for a new model with random weights. Our models
+            go by their short name (`"espnet"` for `"segkd_espnet"`), native ones by theirs (`"segformer"`).
         id2label (`dict[int, str]`, *optional*): Class names. A new model gets them; a loaded one must have as many.
         hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, `trust_remote_code`, ...
 
@@ -121,8 +140,8 @@ def load_segmenter(
         `PreTrainedModel`: In evaluation mode when loaded, in training mode when new.
 
     Raises:
-        ValueError: Nothing to load at `spec`, damaged weights, weights missing or of another shape, another number of
-            classes, or an unknown model type or config field.
+        ValueError: Nothing to load at `spec`, damaged weights, weights missing or of another shape, a package missing
+            that the model needs, another number of classes, or an unknown model type or config field.
     """
     if isinstance(spec, dict):
         return expose_features(_new_model(spec, id2label))
@@ -147,11 +166,15 @@ def _pretrained_model(spec: str, **hub_kwargs: Any) -> PreTrainedModel:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise _not_found(spec, "the folder has no config.json")
     try:
-        model, report = AutoModelForSemanticSegmentation.from_pretrained(
+        universal = AutoConfig.from_pretrained(spec, **hub_kwargs).model_type in UNIVERSAL_MODELS
+        auto_class = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
+        model, report = auto_class.from_pretrained(
             spec, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **hub_kwargs
         )
     except OSError as error:
         raise _not_found(spec, str(error).splitlines()[0]) from error
+    except ImportError as error:  # scipy for the universal models, timm for some backbones
+        raise ValueError(f"The model at '{spec}' needs a package that is missing: {str(error).strip()}") from error
     except SafetensorError as error:
         raise ValueError(f"The weights in '{spec}' are damaged ({error}). Save or download them again.") from error
     mismatched = [key for key, *_ in report["mismatched_keys"]]
@@ -241,7 +264,9 @@ def load_processor(spec_or_model: str | PreTrainedModel, **hub_kwargs: Any) -> B
     is_model = isinstance(spec_or_model, PreTrainedModel)
     spec = spec_or_model.name_or_path if is_model else str(spec_or_model)
     try:
-        if spec and cached_file(spec, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs):
+        # OneFormer's is part of a processor with a tokenizer, which is saved under the other name.
+        names = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME) if spec else ()
+        if any(cached_file(spec, x, _raise_exceptions_for_missing_entries=False, **hub_kwargs) for x in names):
             return AutoImageProcessor.from_pretrained(spec, **hub_kwargs)
         config = spec_or_model.config if is_model else AutoConfig.from_pretrained(spec, **hub_kwargs)
     except OSError as error:
@@ -253,8 +278,8 @@ def default_processor(config: PreTrainedConfig) -> SegmentationImageProcessor:
     """Processor for a model without a saved one, with `align_corners` of its config where it has that field.
 
     Args:
-        config (`PreTrainedConfig`): ESPNet gets BGR 0..255 with the published CamVid and Cityscapes statistics, any
-            other model RGB with ImageNet's.
+        config (`PreTrainedConfig`): ESPNet gets BGR 0..255 with the published CamVid and Cityscapes statistics, a
+            native model what its own processor does by default, any other RGB with ImageNet's statistics.
     """
     options = PROCESSORS.get(config.model_type, {})
     return SegmentationImageProcessor(**options, align_corners=upsamples_with_align_corners(config))

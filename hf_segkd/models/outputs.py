@@ -10,8 +10,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-# The only place where the inside of a native model is named.
-FEATURE_MODULES = {"segformer": "decode_head.activation"}
+from .patches import check_input_size, state_maps
+from .universal import UNIVERSAL_MODELS, query_logits, semantic_task
+
+# The only place where the inside of a native model is named: the module whose output its classifier reads.
+FEATURE_MODULES = {
+    "beit": "decode_head.fpn_bottleneck",
+    "data2vec-vision": "decode_head.fpn_bottleneck",
+    "dpt": "head.head.3",
+    "mobilenet_v2": "segmentation_head.dropout",
+    "mobilevit": "segmentation_head.dropout",
+    "mobilevitv2": "segmentation_head.dropout",
+    "segformer": "decode_head.activation",  # before the dropout, as CIRKD distils it
+    "upernet": "decode_head.fpn_bottleneck",
+}
 OWN_PREFIX = "segkd_"
 
 
@@ -67,15 +79,27 @@ def upsamples_with_align_corners(config: PreTrainedConfig) -> bool:
     return config.to_dict().get("align_corners", False)
 
 
-class _FeatureHook:
-    """Keeps the output of one module during a forward pass and hands it out with the model's output."""
+class _OutputHook:
+    """Gives a native model the inputs it needs, keeps the output of one module and makes the model's output ours."""
 
     def __init__(self, model: PreTrainedModel, module: str | None):
         self.module = module
         self.features: Tensor | None = None
-        self.handles = [model.register_forward_hook(self.build)]
+        self.task = semantic_task(model) if model.config.model_type == "oneformer" else None
+        self.handles = [
+            model.register_forward_pre_hook(self.prepare, with_kwargs=True),
+            # Before all other hooks: those of users, and the class map of a teacher, see a SegmentationOutput.
+            model.register_forward_hook(self.build, with_kwargs=True, prepend=True),
+        ]
         if module is not None:
             self.handles.append(model.get_submodule(module).register_forward_hook(self.keep))
+
+    def prepare(self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        pixel_values = args[0] if args else kwargs["pixel_values"]
+        check_input_size(model.config, pixel_values.shape[-2:])
+        if self.task is not None:
+            kwargs = {"task_inputs": self.task.expand(len(pixel_values), -1).to(pixel_values.device), **kwargs}
+        return args, kwargs
 
     def keep(self, module: nn.Module, inputs: tuple, output: Any) -> None:
         if not isinstance(output, Tensor) or output.ndim != 4:
@@ -85,14 +109,22 @@ class _FeatureHook:
             )
         self.features = output
 
-    def build(self, model: nn.Module, inputs: tuple, output: Any) -> Any:
+    def build(self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         features, self.features = self.features, None
         if isinstance(output, tuple):
             return output
         if self.module is not None and features is None:
             raise ValueError(f"Module '{self.module}' did not run in this forward pass. Name one that always does.")
         values = {field.name: output.get(field.name) for field in fields(SegmentationOutput)}
-        return SegmentationOutput(**(values if self.module is None else values | {"features": features}))
+        if self.module is not None:
+            values["features"] = features
+        if model.config.model_type in UNIVERSAL_MODELS:
+            values["logits"] = query_logits(output.class_queries_logits, output.masks_queries_logits)
+            # MaskFormer's hidden_states mix encoder and decoder; EoMT has but one transformer.
+            values["hidden_states"] = output.get("encoder_hidden_states", output.get("hidden_states"))
+        pixel_values = args[0] if args else kwargs["pixel_values"]
+        values["hidden_states"] = state_maps(values["hidden_states"], model.config, pixel_values.shape[-2:])
+        return SegmentationOutput(**values)
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -106,20 +138,23 @@ def _describe(value: Any) -> str:
 def expose_features(model: PreTrainedModel, module: str | None = None) -> PreTrainedModel:
     """Make a segmentation model return [`SegmentationOutput`], with its features.
 
-    Models of this library do so already and are returned as they are. A native model gets two forward hooks, which
+    Models of this library do so already and are returned as they are. A native model gets forward hooks, which
     change neither its weights nor what it saves. Calling again changes nothing, or moves the features to `module`.
 
     Args:
-        model (`PreTrainedModel`): Any model of `AutoModelForSemanticSegmentation`, changed in place.
+        model (`PreTrainedModel`): Any model of `AutoModelForSemanticSegmentation`, or a universal one (EoMT,
+            Mask2Former, MaskFormer, OneFormer: [`~hf_segkd.models.query_logits`]), changed in place.
         module (`str`, *optional*): Path of the submodule whose output becomes `features`, as in `named_modules()`.
-            Known for SegFormer (before its dropout); other native models have `features=None` without it, which
-            limits distillation to the logits.
+            Defaults to `FEATURE_MODULES`; a kind of model not in it has `features=None`, which limits distillation to
+            logits and hidden states.
 
     Returns:
-        `PreTrainedModel`: The same model. With `return_dict=False` it still returns its own tuple.
+        `PreTrainedModel`: The same model. With `return_dict=False` it still returns its own tuple. Token sequences
+        become maps in `hidden_states` ([`~hf_segkd.models.state_maps`]).
 
     Raises:
-        ValueError: `module` is not a submodule; or, during a forward pass, it does not return a map or does not run.
+        ValueError: `module` is not a submodule, or OneFormer has no tokenizer; or, during a forward pass, `module`
+            does not return a map or does not run, or the model cannot read images of that size.
     """
     model_type = model.config.model_type
     hook = vars(model).get("_feature_hook")
@@ -135,7 +170,7 @@ def expose_features(model: PreTrainedModel, module: str | None = None) -> PreTra
         )
     if hook is not None:
         hook.remove()
-    model._feature_hook = _FeatureHook(model, path)
+    model._feature_hook = _OutputHook(model, path)
     return model
 
 

@@ -1,0 +1,135 @@
+"""A teacher's classes in the student's order, matched by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hf_segkd.models import SegmentationOutput
+
+
+class ClassMap(nn.Module):
+    """Read one model's class scores as another set of classes.
+
+    A class made of several gets the sum of their probabilities, which is the logsumexp of their logits; classes that
+    belong to none are left out, so that a softmax is the distribution given that the pixel is one of those kept.
+
+    Args:
+        groups (`Sequence[Sequence[int]]`): For each class wanted, the channels that it is made of, at least one.
+
+    Returns:
+        `SegmentationOutput`: With `logits` and `aux_logits` of shape `(B, len(groups), h, w)`, all else as it was.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]]):
+        super().__init__()
+        self.sizes = [len(group) for group in groups]
+        channels = torch.tensor([channel for group in groups for channel in group])
+        self.register_buffer("channels", channels, persistent=False)
+
+    def forward(self, output: SegmentationOutput) -> SegmentationOutput:
+        mapped = {name: self.select(output[name]) for name in ("logits", "aux_logits") if name in output}
+        return dataclasses.replace(output, **mapped)
+
+    def select(self, logits: Tensor) -> Tensor:
+        """Class scores (B, K', h, w) from those of the other classes, (B, K, h, w)."""
+        logits = logits.index_select(1, self.channels)
+        if set(self.sizes) == {1}:
+            return logits
+        return torch.cat([part.logsumexp(dim=1, keepdim=True) for part in logits.split(self.sizes, dim=1)], dim=1)
+
+
+def map_classes(
+    teacher: PreTrainedModel, labels: Sequence[str], mapping: Mapping[str, str | Sequence[str]] | None = None
+) -> PreTrainedModel:
+    """Make a teacher's logits those of the student's classes, in the student's order.
+
+    Names are compared without case, spaces and underscores. The teacher may have more classes, in any order. Where its
+    config holds only placeholder names (`LABEL_0`), as many classes count as the same ones.
+
+    Args:
+        teacher (`PreTrainedModel`): Returns [`~hf_segkd.models.SegmentationOutput`]; gets a forward hook, which is
+            replaced when this is called again, and keeps its config.
+        labels (`Sequence[str]`): The student's class names.
+        mapping (`Mapping[str, str | Sequence[str]]`, *optional*): Student's name -> the teacher's name or names, where
+            they differ: `{"SignSymbol": ["traffic sign", "traffic light"]}`. Probabilities of several are summed.
+
+    Returns:
+        `PreTrainedModel`: The same teacher.
+
+    Raises:
+        ValueError: A class without a counterpart (both lists are shown), one teacher class used twice, or a name in
+            `mapping` that neither has.
+    """
+    names = class_names(teacher.config)
+    groups = match_classes(names, labels, mapping or {})
+    if "_class_hook" in vars(teacher):
+        teacher._class_hook.remove()
+    if groups != [[index] for index in range(len(names))]:
+        teacher._class_map = ClassMap(groups).to(teacher.device)
+        teacher._class_hook = teacher.register_forward_hook(_apply_class_map)
+    return teacher
+
+
+def match_classes(
+    names: Sequence[str], labels: Sequence[str], mapping: Mapping[str, str | Sequence[str]]
+) -> list[list[int]]:
+    """Find for each of `labels` the positions in `names` of the classes it is made of; see [`map_classes`]."""
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"teacher_classes must be a mapping of names in a recipe, got {mapping!r}.")
+    if not mapping and len(names) == len(labels) and (placeholders(names) or placeholders(labels)):
+        return [[index] for index in range(len(names))]
+    wanted = {normal(label): [] if placeholders(names) else [normal(label)] for label in labels}
+    for label, given in mapping.items():
+        given = [given] if isinstance(given, str) else given
+        wanted[_known(label, labels, "dataset")] = [_known(name, names, "teacher") for name in given]
+    groups = [[index for index, name in enumerate(names) if normal(name) in wanted[normal(label)]] for label in labels]
+    missing = [label for label, group in zip(labels, groups, strict=True) if not group]
+    used = Counter(index for group in groups for index in group)
+    twice = [names[index] for index, count in used.items() if count > 1]
+    if missing or twice:
+        raise _mismatch(names, labels, missing, twice)
+    return groups
+
+
+def class_names(config: PreTrainedConfig) -> list[str]:
+    """Class names of a model in the order of its logits."""
+    return [config.id2label[index] for index in sorted(config.id2label)]
+
+
+def placeholders(names: Sequence[str]) -> bool:
+    """Whether these are the names that transformers makes up for a number of classes."""
+    return all(name == f"LABEL_{index}" for index, name in enumerate(names))
+
+
+def normal(name: str) -> str:
+    """A name as it is compared: case, spaces and underscores do not count."""
+    return name.lower().replace(" ", "").replace("_", "")
+
+
+def _apply_class_map(teacher: nn.Module, inputs: tuple, output: SegmentationOutput) -> SegmentationOutput:
+    return teacher._class_map(output)
+
+
+def _known(name: str, names: Sequence[str], whose: str) -> str:
+    if normal(name) not in map(normal, names):
+        closest = get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise ValueError(f"teacher_classes: the {whose} has no class '{name}'. Did you mean '{closest}'?")
+    return normal(name)
+
+
+def _mismatch(names: Sequence[str], labels: Sequence[str], missing: list[str], twice: list[str]) -> ValueError:
+    reasons = [f"No counterpart for: {', '.join(missing)}."] if missing else []
+    reasons += [f"Meant for more than one class: {', '.join(twice)}."] if twice else []
+    return ValueError(
+        f"The teacher's classes disagree with the dataset's. {' '.join(reasons)}\n"
+        f"  teacher ({len(names)}): {', '.join(names)}\n  dataset ({len(labels)}): {', '.join(labels)}\n"
+        "Use a teacher trained on the same classes, or say in teacher_classes which of its classes each one is made "
+        "of: {name in the dataset: name in the teacher, or a list of names}."
+    )
