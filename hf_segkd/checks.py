@@ -8,7 +8,9 @@ from pathlib import Path
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
+from hf_segkd.class_map import class_names, map_classes, normal, placeholders
 from hf_segkd.losses import LOSSES
+from hf_segkd.models import expose_features, load_segmenter
 from hf_segkd.trainer import last_checkpoint
 
 
@@ -71,6 +73,33 @@ def check_teacher(teacher: str | None, losses: dict[str, dict]) -> bool:
     return bool(needing)
 
 
+def load_teacher(
+    teacher: str | None,
+    losses: dict[str, dict],
+    labels: tuple[str, ...],
+    features: str | None = None,
+    classes: dict[str, str | list[str]] | None = None,
+) -> PreTrainedModel | None:
+    """Load the teacher if the losses need one, and check that it knows the dataset's classes.
+
+    Args:
+        teacher (`str`, *optional*): Folder or Hub id of any semantic or universal segmentation model.
+        losses (`dict[str, dict]`): Name -> options, as in a recipe.
+        labels (`tuple[str, ...]`): The dataset's class names, in which order the teacher's logits come out.
+        features (`str`, *optional*): As in [`~hf_segkd.models.expose_features`].
+        classes (`dict`, *optional*): As in [`~hf_segkd.class_map.map_classes`].
+
+    Returns:
+        `PreTrainedModel | None`: The teacher; `None` when no loss needs one.
+
+    Raises:
+        ValueError: If it is missing, cannot be loaded, lacks that module or has other classes.
+    """
+    if not check_teacher(teacher, losses):
+        return None
+    return map_classes(expose_features(load_segmenter(teacher), features), labels, classes)
+
+
 def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> None:
     """Check that a model's classes are the dataset's, in the dataset's order.
 
@@ -79,9 +108,8 @@ def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> 
     Raises:
         ValueError: If the numbers or the names disagree; both lists are shown.
     """
-    names = [model.config.id2label[index] for index in sorted(model.config.id2label)]
-    placeholders = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-    if len(names) == len(labels) and (placeholders or _normal(names) == _normal(labels)):
+    names = class_names(model.config)
+    if len(names) == len(labels) and (placeholders(names) or [*map(normal, names)] == [*map(normal, labels)]):
         return
     raise ValueError(
         f"The {who}'s classes disagree with the dataset's.\n"
@@ -99,7 +127,3 @@ def check_items(dataset: Dataset, limit: int = 1000) -> None:
     step = max(1, -(-len(dataset) // limit))
     for index in range(0, len(dataset), step):
         dataset[index]
-
-
-def _normal(names) -> list[str]:
-    return [name.strip().lower().replace(" ", "").replace("_", "") for name in names]

@@ -213,7 +213,13 @@ def write_figures(trainer: DistillationTrainer, spec: DatasetSpec, folder: Path)
     models = {"student": (trainer.student, trainer.processing_class)}
     if trainer.teacher is not None:
         models = {"teacher": (trainer.teacher, trainer.teacher_processing_class), **models}
-    prediction_figure(models, trainer.eval_dataset, spec, trainer.args.device).save(folder / "predictions.png")
+    try:
+        figure = prediction_figure(models, trainer.eval_dataset, spec, trainer.args.device)
+    except ValueError as error:  # from a teacher that reads images of one size or shape only
+        print(f"predictions.png is drawn without the teacher: {error}")
+        models = {"student": models["student"]}
+        figure = prediction_figure(models, trainer.eval_dataset, spec, trainer.args.device)
+    figure.save(folder / "predictions.png")
     write_curves({"student": trainer.state.log_history}, folder / "curves.png")
 
 

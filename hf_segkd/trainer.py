@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_segkd.callbacks import SaveOnSignal, SetEpoch, SetProgress
+from hf_segkd.class_map import class_names, map_classes
 from hf_segkd.config import DistillationConfig
 from hf_segkd.confusion import confusion_matrices, scores
 from hf_segkd.data.transforms import collate
@@ -41,11 +42,13 @@ class DistillationTrainer(Trainer):
             int64 `labels` (h, w), e.g. [`~hf_segkd.data.SegmentationDataset`].
         processing_class (*optional*): The student's image processor; saved beside it.
         teacher_processing_class (*optional*): The teacher's; defaults to what was saved with the teacher.
+        teacher_classes (`dict[str, str | list[str]]`, *optional*): Where names differ, which of the teacher's classes
+            each of the student's is made of: [`~hf_segkd.class_map.map_classes`].
         callbacks (`list[TrainerCallback]`, *optional*): As for `Trainer`.
 
     Raises:
-        ValueError: If teacher and student have different numbers of classes, a loss refuses their outputs, or one has
-            an optimizer of its own under FSDP or DeepSpeed.
+        ValueError: If a class of the student has no counterpart among the teacher's, a loss refuses their outputs, or
+            one has an optimizer of its own under FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -59,11 +62,14 @@ class DistillationTrainer(Trainer):
         eval_dataset=None,
         processing_class=None,
         teacher_processing_class=None,
+        teacher_classes: dict[str, str | list[str]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         ignore_index: int = 255,
     ):
         processing_class = processing_class or load_processor(student)
         size = tuple(train_dataset[0]["pixel_values"].shape[-2:])
+        if teacher is not None:
+            map_classes(teacher, class_names(student.config), teacher_classes)
         weights = schedules = None
         if losses is None:
             # Projectors are drawn from the run's seed too, whatever was built before.

@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 
 import dataset_builders
 from dataset_builders import BUILDERS, DataArguments, data_options
-from hf_segkd.checks import check_classes, check_items, check_output_dir, check_teacher
+from hf_segkd.checks import check_classes, check_items, check_output_dir, load_teacher
 from hf_segkd.config import DistillationConfig
 from hf_segkd.data import EvalTransform, SegmentationDataset, TrainTransform
 from hf_segkd.errors import readable_errors
@@ -35,6 +35,8 @@ class ScriptArguments(DataArguments):
     student: dict | str = field(metadata={"help": "Hub id, folder, or {model_type: espnet, ...} for a new one."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the raw dataset."})
     teacher: str | None = field(default=None, metadata={"help": "Hub id or folder of a trained teacher."})
+    teacher_features: str | None = field(default=None, metadata={"help": "Its module to take features from."})
+    teacher_classes: dict | str | None = field(default=None, metadata={"help": "{dataset's class: teacher's, ...}"})
     crop_size: list[int] = field(default_factory=lambda: [512, 1024], metadata={"help": "Height and width, pixels."})
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0], metadata={"help": "Random scale, from, to."})
     flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
@@ -88,12 +90,10 @@ def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTr
         ValueError: For whatever is wrong in recipe, data or models; nothing has been trained by then.
     """
     spec = dataset_builders.dataset_spec(script.dataset, script.data_dir, **data_options(script))
-    teacher = load_segmenter(script.teacher) if check_teacher(script.teacher, config.losses) else None
+    teacher = load_teacher(script.teacher, config.losses, spec.labels, script.teacher_features, script.teacher_classes)
     set_seed(config.seed)
     student = load_segmenter(script.student, id2label=spec.id2label)
-    for model, who in ((teacher, "teacher"), (student, "student")):
-        if model is not None:
-            check_classes(model, spec.labels, who)
+    check_classes(student, spec.labels, "student")
 
     transform = TrainTransform(
         tuple(script.crop_size), tuple(script.scale_range), flip=script.flip, ignore_index=spec.ignore_index
@@ -109,6 +109,7 @@ def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTr
         args=config,
         train_dataset=splits[spec.train_split],
         eval_dataset=splits[spec.eval_split],
+        teacher_classes=script.teacher_classes,
         ignore_index=spec.ignore_index,
     )
 

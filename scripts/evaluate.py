@@ -18,7 +18,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 
 import dataset_builders
-from hf_segkd.checks import check_classes
+from hf_segkd.class_map import map_classes
 from hf_segkd.command_line import add_protocol_arguments, add_running_arguments, read_protocol
 from hf_segkd.comparison import paired_bootstrap
 from hf_segkd.data import DatasetSpec, EvalTransform, SegmentationDataset
@@ -78,9 +78,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
 
 
 def load(model: str, spec: DatasetSpec, dtype: str) -> tuple:
-    """A model in the wanted precision, its classes checked, and its image processor."""
-    loaded = load_segmenter(model)
-    check_classes(loaded, spec.labels, "model")
+    """A model in the wanted precision, its classes brought into the dataset's order, and its image processor."""
+    loaded = map_classes(load_segmenter(model), spec.labels)
     return loaded.to(getattr(torch, dtype)), load_processor(model)
 
 

@@ -95,6 +95,7 @@ def test_every_shipped_recipe_is_read_and_says_where_its_numbers_come_from(path,
     assert text.startswith("# ")
     keys = load_yaml(text)
     known = {"dataset", "student", "teacher", "data_dir", "crop_size", "scale_range", "dataset_config"}
+    known |= {"teacher_features", "teacher_classes"}
     config = DistillationConfig(
         output_dir=str(tmp_path), use_cpu=True, **{key: value for key, value in keys.items() if key not in known}
     )

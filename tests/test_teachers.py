@@ -5,8 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import LABELS, TinyScenes
-from teachers import ALL, CONFIGS, SEMANTIC, native, needs_scipy, saved, trainer_for
-from transformers import AutoModelForUniversalSegmentation, AutoProcessor
+from teachers import ALL, CONFIGS, SEMANTIC, STAGES, native, needs_scipy, saved, trainer_for
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    AutoProcessor,
+    Dinov2Config,
+    UperNetConfig,
+)
 from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 from transformers.models.eomt.image_processing_pil_eomt import EomtImageProcessorPil
@@ -109,6 +115,15 @@ def test_patches_are_laid_out_row_by_row_after_the_other_tokens():
     tokens = torch.tensor([99.0, *range(8)]).view(1, 9, 1)
     (found,) = state_maps((tokens,), config, (32, 64))
     assert found[0, 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_sequences_of_unknown_order_are_left_out():
+    """A loss that takes hidden_states.2 would find N channels of C places."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
+    config = UperNetConfig(backbone_config=Dinov2Config(**sizes, **STAGES), hidden_size=16, pool_scales=[1, 2])
+    model = expose_features(AutoModelForSemanticSegmentation.from_config(config).eval())
+    output = model(torch.rand(1, 3, 56, 70), output_hidden_states=True)
+    assert output.hidden_states is None and output.features.shape == (1, 16, 4, 5)
 
 
 def test_module_of_a_recipe_is_checked_before_training(tmp_path):
