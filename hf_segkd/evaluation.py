@@ -89,13 +89,14 @@ def evaluate_model(
     ignore_index: int = 255,
     device: str | torch.device = "cpu",
     num_workers: int = 0,
+    num_labels: int | None = None,
 ) -> Evaluation:
     """Count the predictions of `model` on `dataset`; with several processes, each image is counted by one of them.
 
-    Args are those of [`predictions`], plus `ignore_index`, the label value that is not scored. Every process gets the
-    whole result.
+    Args are those of [`predictions`], plus `ignore_index`, the label value that is not scored, and `num_labels`, where
+    the model's logits are mapped to other classes than its own. Every process gets the whole result.
     """
-    num_labels = model.config.num_labels
+    num_labels = num_labels or model.config.num_labels
     mine = range(rank(), len(dataset), world_size())
     matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64)
     boundary = torch.zeros(3, num_labels, dtype=torch.int64)

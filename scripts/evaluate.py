@@ -58,9 +58,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     reports, evaluations = {}, {}
     for name, (model, processor) in models.items():
         running = torch.compile(model) if arguments.compile else model
-        evaluation = evaluate_model(
-            running, processor, dataset, protocol, spec.ignore_index, device, arguments.num_workers
-        )
+        where = (device, arguments.num_workers, spec.num_labels)
+        evaluation = evaluate_model(running, processor, dataset, protocol, spec.ignore_index, *where)
         facts = {"model": names[name], "dataset": spec.name, "split": split, "images": len(dataset)}
         facts |= {"protocol": str(protocol), "dtype": arguments.dtype, "confusion_matrix": evaluation.matrix.tolist()}
         reports[name], evaluations[name] = metrics_report(evaluation.scores(), spec.labels, **facts), evaluation

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TinyScenes
+from conftest import LABELS, TinyScenes
 
 from hf_segkd.boundary import boundary_counts, boundary_iou
+from hf_segkd.class_map import map_classes
 from hf_segkd.comparison import paired_bootstrap
 from hf_segkd.confusion import confusion_matrix, scores
 from hf_segkd.evaluation import Evaluation, evaluate_model
@@ -99,6 +100,15 @@ def test_every_score_comes_from_the_images_it_names(tiny_teacher):
     single = evaluate_model(tiny_teacher, load_processor(tiny_teacher), torch.utils.data.Subset(dataset, [3]))
     assert torch.equal(single.per_image[0], evaluation.per_image[3])
     assert evaluation.image_iou()[3] == pytest.approx(single.scores()["mean_iou"])
+
+
+def test_a_model_that_knows_more_classes_is_scored_on_those_of_the_dataset(tiny_teacher):
+    """Any model of the Hub can be compared, if it knows the dataset's classes among others."""
+    names = list(LABELS.values())
+    mapped = map_classes(tiny_teacher, [names[3], names[0]])
+    scenes = [{**scene, "labels": scene["labels"] % 2} for scene in TinyScenes(2)]
+    evaluation = evaluate_model(mapped, load_processor(tiny_teacher), scenes, num_labels=2)
+    assert evaluation.matrix.shape == (2, 2) and evaluation.matrix.sum() == 2 * 32 * 32
 
 
 def test_half_precision_and_compiled_models_are_evaluated(tiny_teacher):

@@ -41,10 +41,10 @@ from .outputs import (
     segmentation_loss,
     upsamples_with_align_corners,
 )
-from .pspnet import PSPNetConfig, PSPNetForSemanticSegmentation
-from .upernet import UperNetConfig, UperNetForSemanticSegmentation
 from .patches import check_input_size, state_maps
+from .pspnet import PSPNetConfig, PSPNetForSemanticSegmentation
 from .universal import UNIVERSAL_MODELS, query_logits, semantic_task
+from .upernet import UperNetConfig, UperNetForSemanticSegmentation
 
 __all__ = [
     "BACKBONES",
