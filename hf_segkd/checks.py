@@ -7,10 +7,12 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_segkd.class_map import class_names, map_classes, normal, placeholders
+from hf_segkd.loading import load_with_processor
 from hf_segkd.losses import LOSSES
-from hf_segkd.models import expose_features, load_segmenter
+from hf_segkd.models import expose_features
 from hf_segkd.trainer import last_checkpoint
 
 
@@ -79,25 +81,26 @@ def load_teacher(
     labels: tuple[str, ...],
     features: str | None = None,
     classes: dict[str, str | list[str]] | None = None,
-) -> PreTrainedModel | None:
-    """Load the teacher if the losses need one, and check that it knows the dataset's classes.
+) -> tuple[PreTrainedModel | None, BaseImageProcessor | None]:
+    """Load the teacher if the losses need one, with its processor, and check that it knows the dataset's classes.
 
     Args:
-        teacher (`str`, *optional*): Folder or Hub id of any semantic or universal segmentation model.
+        teacher (`str`, *optional*): Folder, Hub id or original checkpoint of any segmentation model.
         losses (`dict[str, dict]`): Name -> options, as in a recipe.
         labels (`tuple[str, ...]`): The dataset's class names, in which order the teacher's logits come out.
         features (`str`, *optional*): As in [`~hf_segkd.models.expose_features`].
         classes (`dict`, *optional*): As in [`~hf_segkd.class_map.map_classes`].
 
     Returns:
-        `PreTrainedModel | None`: The teacher; `None` when no loss needs one.
+        `tuple`: The teacher and its image processor; two `None` when no loss needs one.
 
     Raises:
         ValueError: If it is missing, cannot be loaded, lacks that module or has other classes.
     """
     if not check_teacher(teacher, losses):
-        return None
-    return map_classes(expose_features(load_segmenter(teacher), features), labels, classes)
+        return None, None
+    model, processor = load_with_processor(teacher)
+    return map_classes(expose_features(model, features), labels, classes), processor
 
 
 def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -69,7 +69,12 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[tuple, di
         recipe = merge(recipe, _nested(key.split("."), load_yaml(" ".join(values)) if values else True))
 
     parser = _Parser(dataclass_types)
+    mappings = {
+        name for cls in dataclass_types for name, hint in get_type_hints(cls).items() if dict in get_args(hint)
+    }
     for action in parser._actions:
+        if action.dest in mappings:  # HfArgumentParser makes `dict` or `str` of `dict | str`, never both
+            action.type = _mapping_or_text
         if action.dest in recipe:
             action.required, action.default = False, _as_text(recipe[action.dest], action)
     try:
@@ -144,6 +149,11 @@ def _given(positive: bool, values: list[str]) -> Any:
     if not values:
         return positive
     return load_yaml(values[0]) if len(values) == 1 else [load_yaml(value) for value in values]
+
+
+def _mapping_or_text(text: str) -> Any:
+    """`{model_type: espnet}` is a mapping, anything else a name or path."""
+    return load_yaml(text) if text.lstrip().startswith("{") else text
 
 
 def _nested(keys: list[str], value: Any) -> dict:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from hf_segkd.errors import readable_errors
+from hf_segkd.loading import load_with_processor
 from hf_segkd.models import load_segmenter
 from hf_segkd.profiling import VARIANTS, count_macs, measure
 from hf_segkd.recipe import load_yaml
@@ -67,7 +68,7 @@ def run(spec: str, size: tuple[int, int], variant: str, options: dict) -> dict[s
 
 def load(spec: str, num_labels: int):
     if not spec.lstrip().startswith("{"):
-        return load_segmenter(spec)
+        return load_with_processor(spec)[0]
     return load_segmenter(load_yaml(spec), id2label={index: f"LABEL_{index}" for index in range(num_labels)})
 
 

@@ -21,7 +21,7 @@ from hf_segkd.config import DistillationConfig
 from hf_segkd.data import EvalTransform, SegmentationDataset, TrainTransform
 from hf_segkd.errors import readable_errors
 from hf_segkd.evaluation import WHOLE
-from hf_segkd.models import load_segmenter
+from hf_segkd.loading import load_with_processor
 from hf_segkd.recipe import parse
 from hf_segkd.reporting import begin_run, finish_run, metrics_report, plain_logs, table, training_cost
 from hf_segkd.trainer import DistillationTrainer
@@ -32,9 +32,9 @@ class ScriptArguments(DataArguments):
     """What is trained on what; the training itself is set by [`~hf_segkd.config.DistillationConfig`]."""
 
     dataset: str = field(metadata={"help": ", ".join(BUILDERS) + "; or a folder or Hub id."})
-    student: dict | str = field(metadata={"help": "Hub id, folder, or {model_type: espnet, ...} for a new one."})
+    student: dict | str = field(metadata={"help": "Hub id, folder, checkpoint, or {model_type: espnet, ...}, new."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the raw dataset."})
-    teacher: str | None = field(default=None, metadata={"help": "Hub id or folder of a trained teacher."})
+    teacher: str | None = field(default=None, metadata={"help": "Hub id, folder or original checkpoint, trained."})
     teacher_features: str | None = field(default=None, metadata={"help": "Its module to take features from."})
     teacher_classes: dict | str | None = field(default=None, metadata={"help": "{dataset's class: teacher's, ...}"})
     crop_size: list[int] = field(default_factory=lambda: [512, 1024], metadata={"help": "Height and width, pixels."})
@@ -90,9 +90,10 @@ def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTr
         ValueError: For whatever is wrong in recipe, data or models; nothing has been trained by then.
     """
     spec = dataset_builders.dataset_spec(script.dataset, script.data_dir, **data_options(script))
-    teacher = load_teacher(script.teacher, config.losses, spec.labels, script.teacher_features, script.teacher_classes)
+    hints = (script.teacher_features, script.teacher_classes)
+    teacher, teacher_processor = load_teacher(script.teacher, config.losses, spec.labels, *hints)
     set_seed(config.seed)
-    student = load_segmenter(script.student, id2label=spec.id2label)
+    student, processor = load_with_processor(script.student, id2label=spec.id2label)
     check_classes(student, spec.labels, "student")
 
     transform = TrainTransform(
@@ -109,6 +110,8 @@ def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTr
         args=config,
         train_dataset=splits[spec.train_split],
         eval_dataset=splits[spec.eval_split],
+        processing_class=processor,
+        teacher_processing_class=teacher_processor,
         teacher_classes=script.teacher_classes,
         ignore_index=spec.ignore_index,
     )

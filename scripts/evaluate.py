@@ -24,7 +24,7 @@ from hf_segkd.comparison import paired_bootstrap
 from hf_segkd.data import DatasetSpec, EvalTransform, SegmentationDataset
 from hf_segkd.errors import readable_errors
 from hf_segkd.evaluation import Evaluation, evaluate_model
-from hf_segkd.models import load_processor, load_segmenter
+from hf_segkd.loading import load_with_processor
 from hf_segkd.reporting import (
     comparison_table,
     evaluation_figures,
@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
 
 def load(model: str, spec: DatasetSpec, dtype: str) -> tuple:
     """A model in the wanted precision, its classes brought into the dataset's order, and its image processor."""
-    loaded = map_classes(load_segmenter(model), spec.labels)
-    return loaded.to(getattr(torch, dtype)), load_processor(model)
+    loaded, processor = load_with_processor(model)
+    return map_classes(loaded, spec.labels).to(getattr(torch, dtype)), processor
 
 
 def compare(names: list[str], evaluations: dict[str, Evaluation], labels: tuple[str, ...], folder: Path) -> None:
@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = HfArgumentParser(dataset_builders.DataArguments, description=__doc__, formatter_class=form)
     add = parser.add_argument
-    add("models", nargs="*", help="folders or Hub ids")
+    add("models", nargs="*", help="folders, Hub ids or original checkpoints (.pth)")
     add("--compare", nargs=2, metavar=("A", "B"), help="two models whose difference is tested on these images")
     add("--dataset", required=True, help=", ".join(dataset_builders.BUILDERS) + "; or a folder or Hub id")
     add("--data_dir", help="folder of the raw dataset")

@@ -17,7 +17,7 @@ from hf_segkd.checks import check_classes
 from hf_segkd.data import EvalTransform, SegmentationDataset
 from hf_segkd.embeddings import pixel_embeddings, plot_embeddings, tsne
 from hf_segkd.errors import readable_errors
-from hf_segkd.models import load_processor, load_segmenter
+from hf_segkd.loading import load_with_processor
 from hf_segkd.reporting import model_names, plain_logs
 
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         options = dataset_builders.data_options(arguments)
         spec = dataset_builders.dataset_spec(arguments.dataset, arguments.data_dir, **options)
         names = model_names(arguments.models)
-        models = {name: (load_segmenter(model), load_processor(model)) for name, model in names.items()}
+        models = {name: load_with_processor(model) for name, model in names.items()}
         for model, _ in models.values():
             check_classes(model, spec.labels, "model")
         split = arguments.split or spec.eval_split

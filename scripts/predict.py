@@ -34,7 +34,8 @@ from hf_segkd.label_files import (
     write_archive,
     write_label_file,
 )
-from hf_segkd.models import InputNormalization, load_processor, load_segmenter, upsamples_with_align_corners
+from hf_segkd.loading import load_with_processor
+from hf_segkd.models import InputNormalization, upsamples_with_align_corners
 from hf_segkd.reporting import plain_logs
 
 
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     plain_logs()
     with readable_errors():
         protocol, images = read_protocol(arguments), images_of(arguments)
-        model, processor = load_segmenter(arguments.model), load_processor(arguments.model)
+        model, processor = load_with_processor(arguments.model)
         label_format = check_format(arguments.format, model.config.num_labels)
     palette = palette_of(model.config.id2label)
     normalization = InputNormalization.from_processor(processor).to(arguments.device)
@@ -98,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = HfArgumentParser(dataset_builders.DataArguments, description=__doc__, formatter_class=form)
     add = parser.add_argument
-    add("model", help="folder or Hub id")
+    add("model", help="folder, Hub id or original checkpoint (.pth)")
     add("files", nargs="*", help="image files, folders (searched through) or quoted globs")
     add("--dataset", help="a dataset's split instead of files: a builder's name, a folder or a Hub id")
     add("--data_dir", help="folder of the raw dataset")

@@ -5,7 +5,7 @@ from string import ascii_lowercase
 
 import pytest
 import torch
-from conftest import LABELS, TINY, TinyScenes
+from conftest import LABELS, TinyScenes
 from transformers import AutoModelForSemanticSegmentation as Semantic
 from transformers import AutoModelForUniversalSegmentation as Universal
 from transformers import (
@@ -31,7 +31,7 @@ from hf_segkd.config import DistillationConfig
 from hf_segkd.models import load_segmenter
 from hf_segkd.trainer import DistillationTrainer
 
-STUDENT = TINY
+STUDENT = {"model_type": "pspnet", "backbone": "mobilenetv3_small", "hidden_size": 8}
 needs_scipy = pytest.mark.skipif(find_spec("scipy") is None, reason="transformers' universal models need scipy")
 STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
 SWIN = {"embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 1, 2, 2], "window_size": 4, **STAGES}

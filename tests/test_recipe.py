@@ -49,6 +49,21 @@ def test_merged_recipe_alone_gives_the_same_run(tmp_path):
     assert again.student == {"model_type": "espnet", "depths": [1, 2], "use_decoder": False} and again.flip is False
 
 
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("runs/teacher", "runs/teacher"),
+        ("user/model", "user/model"),
+        ("{model_type: espnet, depths: [1, 2]}", {"model_type": "espnet", "depths": [1, 2]}),
+        ('{"model_type": "espnet"}', {"model_type": "espnet"}),
+    ],
+)
+def test_a_flag_takes_a_name_or_a_mapping(text, value):
+    """HfArgumentParser alone refuses both: its reading of `dict | str` is a function that no text passes."""
+    (options,), recipe = parse((Options,), ["--dataset", "camvid", "--student", text])
+    assert options.student == value and recipe["student"] == value
+
+
 def test_yaml_reads_scientific_notation_as_numbers_and_yes_as_text():
     """Plain PyYAML reads 1e-4 as a string and a class called `no` as False."""
     assert load_yaml("[1e-4, 2.5E+3, -1.e-2, 7, true, yes, no, 1.0, .5]") == [
