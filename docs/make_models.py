@@ -1,0 +1,139 @@
+"""Write docs/models.md: every network of the four originals, with parameters and operations as measured here.
+
+python docs/make_models.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from hf_segkd.conversion import FAMILIES
+from hf_segkd.models import BACKBONES, load_segmenter
+from hf_segkd.profiling import count_macs
+
+SIZE = (512, 1024)
+HEADER = """# Networks
+
+Parameters and operations at 512x1024 pixels, counted by `python docs/make_models.py` with PyTorch's own counter
+(`torch.utils.flop_counter`; a multiply-add is one operation, convolutions, linear layers and attention count). The
+auxiliary head, which runs in training only in the papers' figures, is included. Published mIoU is what the authors
+report, in percent, not measured here; sources below the table.
+
+| network | `student:` in a recipe | parameters | GMACs | published mIoU |
+|---|---|---|---|---|
+"""
+SOURCES = """
+Cityscapes validation set unless it says otherwise, whole image, single scale. Sources: CIRKD (Yang et al., CVPR 2022)
+and its repository's README; CIRKDv2, the same README; SKD (Liu et al., CVPR 2019); CWD (Shu et al., ICCV 2021, table 2);
+ESPNet from the names of the released files, CamVid test set, with 2000 further unlabelled images.
+"T" is a teacher; "a -> b" is a student trained alone and with the authors' method.
+
+Any other `AutoBackbone` of transformers goes under DeepLabV3, PSPNet and UperNet as
+`backbone: {model_type: swin, ...}`, and any `AutoModelForSemanticSegmentation` or universal model (Mask2Former, MaskFormer, OneFormer, EoMT) can be the
+teacher. `features` is what the classifier reads: after dropout in our models, before it in SegFormer.
+
+## Original checkpoints
+
+`python scripts/convert_checkpoint.py FILE.pth FOLDER --dataset NAME` recognises these families by their keys:
+
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: a title, what builds it, its number of classes, and what its authors report."""
+
+    name: str
+    spec: dict
+    num_labels: int = 19
+    published: str = ""
+
+
+B4 = {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 8, 27, 3], "decoder_hidden_size": 768}
+
+
+def on(model_type: str, backbone: str, **fields) -> dict:
+    return {"model_type": model_type, "backbone": backbone, **fields}
+
+
+def skd(depth: int, width: int) -> dict:
+    """PSPNet of Structured KD and CWD."""
+    return {
+        "model_type": "pspnet",
+        "backbone": BACKBONES[f"resnet{depth}"] | {"first_dilation": "full", "ceil_mode": True},
+        **{"hidden_size": width, "pool_hidden_size": width, "auxiliary_hidden_size": width},
+        **{"spatial_dropout": True, "activation_slope": 0.01, "auxiliary_conv_bias": True, "input_first": False},
+    }
+
+
+ROWS = (
+    Row("CIRKDv2 DeepLabV3-ResNet101", on("deeplabv3", "resnet101"), 19, "T 78.30 test"),
+    Row("CIRKDv2 DeepLabV3-ResNet18", on("deeplabv3", "resnet18"), 19, "73.56 -> 75.60 test"),
+    Row("UperNet-ResNet18, lite", on("upernet", "resnet18"), 19, "68.90 -> 72.11 test"),
+    Row("UperNet-ResNet18", on("upernet", "resnet18", hidden_size=512)),
+    Row("PSPNet-ResNet18", on("pspnet", "resnet18"), 19, "72.55 -> 74.73 (CIRKD)"),
+    Row("CIRKDv2 PSPNet-ResNet101", on("pspnet", "resnet101")),
+    Row(
+        "DeepLabV3-MobileNetV3-S",
+        on("deeplabv3", "mobilenetv3_small"),
+        19,
+        "65.05 -> 67.62 test",
+    ),
+    Row(
+        "DeepLabV3-MobileNetV3-L",
+        on("deeplabv3", "mobilenetv3_large"),
+        150,
+        "32.83 -> 36.14 ADE20K",
+    ),
+    Row("PSPNet-MobileNetV3-S", on("pspnet", "mobilenetv3_small"), 19, "62.78 -> 65.42 test"),
+    Row("PSPNet-MobileNetV3-L", on("pspnet", "mobilenetv3_large"), 150, "33.63 -> 36.01 ADE20K"),
+    Row("DeepLabV3-MobileViT-XXS", on("deeplabv3", "mobilevit_xxs"), 19, "66.24 -> 68.91 test"),
+    Row("PSPNet-MobileViT-XXS", on("pspnet", "mobilevit_xxs"), 19, "65.48 -> 68.45 test"),
+    Row("DeepLabV3-MobileViT-XS", on("deeplabv3", "mobilevit_xs")),
+    Row("DeepLabV3-MobileViT-S", on("deeplabv3", "mobilevit_s")),
+    Row("DeepLabV3-MobileNetV2 (ssseg)", on("deeplabv3", "mobilenetv2_ssseg")),
+    Row("DeepLabV3-ResNet18, plain stem", on("deeplabv3", "resnet18_vanilla")),
+    Row("DeepLabV3-ResNet50, plain stem", on("deeplabv3", "resnet50_vanilla")),
+    Row("CIRKD / CSKD DeepLabV3-ResNet101", on("deeplabv3", "resnet101", hidden_size=256), 19, "T 78.07"),
+    Row("CIRKD / CSKD DeepLabV3-ResNet18", on("deeplabv3", "resnet18", hidden_size=128), 19, "74.21 -> 76.38"),
+    Row("CIRKD / CSKD PSPNet-ResNet101", on("pspnet", "resnet101", hidden_size=512)),
+    Row("DeepLabV3-MobileNetV2", on("deeplabv3", "mobilenetv2"), 19, "73.12 -> 75.42 (CIRKD)"),
+    Row("PSPNet-MobileNetV2", on("pspnet", "mobilenetv2")),
+    Row("SKD / CWD PSPNet-ResNet18", skd(18, 128), 19, "69.10 -> 74.08 (SKD), 74.87 (CWD)"),
+    Row("SKD / CWD PSPNet-ResNet101", skd(101, 512), 19, "T 78.56"),
+    Row("SegFormer-B0", {"model_type": "segformer"}, 19, "75.58 -> 76.92 (CIRKD)"),
+    Row("SegFormer-B4", {"model_type": "segformer", **B4}, 19, "T 81.23 (CIRKD)"),
+    Row("ESPNet", {"model_type": "espnet"}, 19, "57.8 -> 65.1 CamVid, 11 classes"),
+    Row("ESPNet-C", {"model_type": "espnet", "use_decoder": False}, 19, "56.7 -> 64.1 CamVid, 11 classes"),
+)
+
+
+def build(row: Row):
+    """The network without memory for its weights."""
+    with torch.device("meta"):
+        return load_segmenter(row.spec, id2label={index: str(index) for index in range(row.num_labels)})
+
+
+def line(row: Row) -> str:
+    model = build(row)
+    spec = yaml.safe_dump(row.spec, default_flow_style=True, sort_keys=False, width=10**4).strip()
+    spec = f"`{spec}`" if len(spec) < 80 else "see `scripts/recipes/pairs`"
+    classes = "" if row.num_labels == 19 else f" ({row.num_labels} classes)"
+    macs = f"{count_macs(model, SIZE) / 1e9:.1f}"
+    return f"| {row.name}{classes} | {spec} | {model.num_parameters():,} | {macs} | {row.published} |"
+
+
+def main() -> None:
+    rows = "\n".join(line(row) for row in ROWS)
+    families = "\n".join(f"* {family.name}: checked with {family.checked}" for family in FAMILIES)
+    Path(__file__).with_name("models.md").write_text(
+        HEADER + rows + "\n" + SOURCES + families + "\n", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
