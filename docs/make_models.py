@@ -27,14 +27,15 @@ report, in percent, not measured here; sources below the table.
 |---|---|---|---|---|
 """
 SOURCES = """
-Cityscapes validation set unless it says otherwise, whole image, single scale. Sources: CIRKD (Yang et al., CVPR 2022)
-and its repository's README; CIRKDv2, the same README; SKD (Liu et al., CVPR 2019); CWD (Shu et al., ICCV 2021, table 2);
-ESPNet from the names of the released files, CamVid test set, with 2000 further unlabelled images.
-"T" is a teacher; "a -> b" is a student trained alone and with the authors' method.
+Cityscapes validation set unless it says otherwise, whole image, single scale. "T" is a teacher; "a -> b" is a student
+trained alone and with the authors' method. Sources: CIRKD (Yang et al., CVPR 2022) and its repository's README;
+CIRKDv2, the same README; SKD (Liu et al., CVPR 2019); CWD (Shu et al., ICCV 2021, table 2); ESPNet from the names of
+the released files, CamVid test set, with 2000 further unlabelled images.
 
-Any other `AutoBackbone` of transformers goes under DeepLabV3, PSPNet and UperNet as
-`backbone: {model_type: swin, ...}`, and any `AutoModelForSemanticSegmentation` or universal model (Mask2Former, MaskFormer, OneFormer, EoMT) can be the
-teacher. `features` is what the classifier reads: after dropout in our models, before it in SegFormer.
+Any other `AutoBackbone` of transformers goes under DeepLabV3, PSPNet and UperNet, as in
+`backbone: {model_type: swin, embed_dim: 96}`. Any `AutoModelForSemanticSegmentation` or universal model (Mask2Former,
+MaskFormer, OneFormer, EoMT) can be the teacher. `features` is what the classifier reads: after dropout in our models,
+before it in SegFormer.
 
 ## Original checkpoints
 
