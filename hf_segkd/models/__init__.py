@@ -118,6 +118,10 @@ for _config_class, _model_class in MODELS.items():
         image_processor_classes={"pil": SegmentationImageProcessor, "torchvision": SegmentationImageProcessor},
         exist_ok=True,
     )
+    # Saved folders carry the code of our models, so that they load where this package is not installed.
+    _config_class.register_for_auto_class()
+    _model_class.register_for_auto_class("AutoModelForSemanticSegmentation")
+SegmentationImageProcessor.register_for_auto_class()
 
 
 def load_segmenter(
