@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_segkd.class_map import class_names, map_classes, normal, placeholders
+from hf_segkd.config import DistillationConfig
+from hf_segkd.hub import fetch_checkpoint, open_repository
 from hf_segkd.loading import load_with_processor
 from hf_segkd.losses import LOSSES
 from hf_segkd.models import expose_features
@@ -60,6 +62,20 @@ def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bo
     )
 
 
+def find_checkpoint(config: DistillationConfig, overwrite: bool = False, resume: bool = False) -> str | None:
+    """[`check_output_dir`]; a run that resumes in an empty folder and pushes to the Hub goes on from what is there.
+
+    Raises:
+        ValueError: As [`check_output_dir`], or the Hub refuses.
+    """
+    checkpoint = check_output_dir(config.output_dir, overwrite, resume)
+    if checkpoint or not (resume and config.push_to_hub):
+        return checkpoint
+    name = config.hub_model_id or Path(config.output_dir).absolute().name
+    repo_id = open_repository(name, config.hub_private_repo, config.hub_revision, config.hub_token)
+    return fetch_checkpoint(repo_id, config.output_dir, config.hub_revision, config.hub_token)
+
+
 def check_teacher(teacher: str | None, losses: dict[str, dict]) -> bool:
     """Tell whether the losses need a teacher.
 
@@ -81,6 +97,7 @@ def load_teacher(
     labels: tuple[str, ...],
     features: str | None = None,
     classes: dict[str, str | list[str]] | None = None,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel | None, BaseImageProcessor | None]:
     """Load the teacher if the losses need one, with its processor, and check that it knows the dataset's classes.
 
@@ -90,6 +107,7 @@ def load_teacher(
         labels (`tuple[str, ...]`): The dataset's class names, in which order the teacher's logits come out.
         features (`str`, *optional*): As in [`~hf_segkd.models.expose_features`].
         classes (`dict`, *optional*): As in [`~hf_segkd.class_map.map_classes`].
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
 
     Returns:
         `tuple`: The teacher and its image processor; two `None` when no loss needs one.
@@ -99,7 +117,7 @@ def load_teacher(
     """
     if not check_teacher(teacher, losses):
         return None, None
-    model, processor = load_with_processor(teacher)
+    model, processor = load_with_processor(teacher, revision=revision)
     return map_classes(expose_features(model, features), labels, classes), processor
 
 

@@ -19,10 +19,12 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedModel
 
+from hf_segkd import __version__
 from hf_segkd.comparison import Difference
 from hf_segkd.data import DatasetSpec
 from hf_segkd.evaluation import Evaluation, predictions
 from hf_segkd.figures import plot_class_bars, plot_confusion
+from hf_segkd.model_card import write_model_card
 from hf_segkd.recipe import dump
 from hf_segkd.trainer import DistillationTrainer
 from hf_segkd.visualization import colorize, plot_curves, side_by_side
@@ -45,6 +47,7 @@ def metrics_report(scores: dict, labels: tuple[str, ...], **facts) -> dict:
             named = zip(labels, values, strict=True)
             report[key.replace("category", "class")] = {label: _number(value) for label, value in named}
     versions = {
+        "hf_segkd": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -195,16 +198,20 @@ def begin_run(output_dir: str, recipe: dict, overwrite: bool = False) -> None:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         (folder / "metrics.json").unlink(missing_ok=True)
-    dump({key: value for key, value in recipe.items() if key not in ("resume", "overwrite")}, folder / "recipe.yaml")
+    # Neither the token nor where a run is uploaded is part of what others would repeat.
+    left_out = ("resume", "overwrite", "push_to_hub", "hub_")
+    dump({key: value for key, value in recipe.items() if not key.startswith(left_out)}, folder / "recipe.yaml")
 
 
 def finish_run(trainer: DistillationTrainer, spec: DatasetSpec, report: dict) -> None:
-    """Turn the output folder into the final one: student, processor, `metrics.json`, log and figures."""
+    """Turn the output folder into the final one: student, processor, `metrics.json`, log, figures and model card."""
     folder = Path(trainer.args.output_dir)
     write_figures(trainer, spec, folder / "figures")
+    write_class_figure(report, folder / "figures" / "classes.png")
     write_json(trainer.state.log_history, folder / "training_log.json")
     write_json(report, folder / "metrics.json")
-    trainer.finish()  # last: it removes the checkpoints, from which all else can be made again
+    trainer.finish()  # late: it removes the checkpoints, from which all before can be made again
+    write_model_card(folder, trainer.hub_model_id, trainer.args.hub_revision)
 
 
 def write_figures(trainer: DistillationTrainer, spec: DatasetSpec, folder: Path) -> None:
@@ -221,6 +228,18 @@ def write_figures(trainer: DistillationTrainer, spec: DatasetSpec, folder: Path)
         figure = prediction_figure(models, trainer.eval_dataset, spec, trainer.args.device)
     figure.save(folder / "predictions.png")
     write_curves({"student": trainer.state.log_history}, folder / "curves.png")
+    sample = Image.fromarray(trainer.eval_dataset[0]["pixel_values"].permute(1, 2, 0).numpy())
+    sample.thumbnail((512, 512))  # for the card's snippets, not for study
+    sample.save(folder / "sample.png")
+
+
+def write_class_figure(report: dict, path: Path) -> None:
+    """Plot the IoU of each class, the teacher's beside the student's; without matplotlib, say how to get it."""
+    scored = {name: model for name, model in report["models"].items() if "per_class_iou" in model}
+    try:
+        plot_class_bars({**scored, "student": report}, path)
+    except ImportError as error:
+        print(f"{path.name} was not drawn: {error}")
 
 
 def write_curves(history: dict[str, list[dict]], path: Path) -> None:

@@ -18,6 +18,7 @@ from hf_segkd.config import DistillationConfig
 from hf_segkd.confusion import confusion_matrices, scores
 from hf_segkd.data.transforms import collate
 from hf_segkd.distiller import Distiller, loss_setup
+from hf_segkd.hub import CheckpointUploads, open_repository, push_folder, released_processor
 from hf_segkd.inference import upsampled_argmax
 from hf_segkd.losses import build_losses, build_schedules
 from hf_segkd.models import InputNormalization, load_processor, upsamples_with_align_corners
@@ -179,7 +180,7 @@ class DistillationTrainer(Trainer):
         output_dir.mkdir(parents=True, exist_ok=True)
         distiller = self.accelerator.unwrap_model(self.model)
         distiller.student.save_pretrained(output_dir)
-        self.processing_class.save_pretrained(output_dir)
+        released_processor(self.processing_class, distiller.student.config).save_pretrained(output_dir)
         losses = {key: value.contiguous() for key, value in distiller.losses.state_dict().items()}
         if losses and output_dir != Path(self.args.output_dir):
             save_file(losses, output_dir / LOSSES_FILE, metadata={"format": "pt"})
@@ -198,10 +199,35 @@ class DistillationTrainer(Trainer):
 
     def finish(self) -> None:
         """Save the final student into `output_dir` and remove the checkpoints, unless `keep_checkpoints` is set."""
-        self.save_model()
+        self.save_model(_internal_call=True)  # else Trainer would push a folder that is not complete yet
         if self.args.should_save and not self.args.keep_checkpoints:
             for checkpoint in Path(self.args.output_dir).glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
+
+    # ---- the Hub -------------------------------------------------------------------------------------------------
+
+    def init_hf_repo(self, token=None, private=None):
+        if not self.is_world_process_zero():
+            return
+        args = self.args
+        name = args.hub_model_id or Path(args.output_dir).absolute().name
+        private = args.hub_private_repo if private is None else private
+        self.hub_model_id = open_repository(name, private, args.hub_revision, token or args.hub_token)
+        self.push_in_progress = CheckpointUploads(self.hub_model_id, args)
+
+    def push_to_hub(self, **kwargs) -> str:
+        """Upload `output_dir` as it is, after [`~hf_segkd.reporting.finish_run`]; returns the commit's address.
+
+        Raises:
+            HubError: With the command that tries again; the folder is complete all the same.
+        """
+        self._finish_current_push()
+        return push_folder(self.args.output_dir, self.hub_model_id, self.args.hub_revision, self.args.hub_token)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if self.is_world_process_zero():
+            best = self.state.best_model_checkpoint or checkpoint_folder
+            self.push_in_progress.start(checkpoint_folder, best, self.state.global_step)
 
     def end(self):
         # Without this, gloo processes sometimes abort while the last one is still closing.

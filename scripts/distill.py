@@ -16,14 +16,15 @@ from accelerate.utils import set_seed
 
 import dataset_builders
 from dataset_builders import BUILDERS, DataArguments, data_options
-from hf_segkd.checks import check_classes, check_items, check_output_dir, load_teacher
+from hf_segkd.checks import check_classes, check_items, find_checkpoint, load_teacher
 from hf_segkd.config import DistillationConfig
 from hf_segkd.data import EvalTransform, SegmentationDataset, TrainTransform
 from hf_segkd.errors import readable_errors
-from hf_segkd.evaluation import WHOLE
+from hf_segkd.hub import pin_revision
 from hf_segkd.loading import load_with_processor
 from hf_segkd.recipe import parse
 from hf_segkd.reporting import begin_run, finish_run, metrics_report, plain_logs, table, training_cost
+from hf_segkd.run_facts import run_facts
 from hf_segkd.trainer import DistillationTrainer
 
 
@@ -37,6 +38,7 @@ class ScriptArguments(DataArguments):
     teacher: str | None = field(default=None, metadata={"help": "Hub id, folder or original checkpoint, trained."})
     teacher_features: str | None = field(default=None, metadata={"help": "Its module to take features from."})
     teacher_classes: dict | str | None = field(default=None, metadata={"help": "{dataset's class: teacher's, ...}"})
+    teacher_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
     crop_size: list[int] = field(default_factory=lambda: [512, 1024], metadata={"help": "Height and width, pixels."})
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0], metadata={"help": "Random scale, from, to."})
     flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
@@ -49,7 +51,10 @@ def main(argv: list[str] | None = None) -> dict:
     plain_logs()
     with readable_errors():
         (script, config), recipe = parse((ScriptArguments, DistillationConfig), sys.argv[1:] if argv is None else argv)
-        checkpoint = check_output_dir(config.output_dir, script.overwrite, script.resume)
+        with config.main_process_first():
+            checkpoint = find_checkpoint(config, script.overwrite, script.resume)
+        if script.teacher and (revision := pin_revision(script.teacher, script.teacher_revision)):
+            script.teacher_revision = recipe["teacher_revision"] = revision  # a branch moves on, a recipe must not
         trainer = build(script, config)
     trainer.accelerator.wait_for_everyone()  # nobody writes while another process still looks at the folder
     if trainer.args.should_save:
@@ -64,22 +69,14 @@ def main(argv: list[str] | None = None) -> dict:
     cost = training_cost(trainer.state.log_history, runtime, first_step, step)
     trainer.evaluate()
     spec = dataset_builders.dataset_spec(script.dataset, script.data_dir, **data_options(script))
-    report = metrics_report(
-        trainer.eval_scores,
-        spec.labels,
-        dataset=spec.name,
-        split=spec.eval_split,
-        images=len(trainer.eval_dataset),
-        protocol=str(WHOLE),
-        seed=config.seed,
-        best_step=trainer.state.best_global_step,
-        steps=step,
-        **cost,
-    )
+    report = metrics_report(trainer.eval_scores, spec.labels, **cost, **run_facts(trainer, spec, script.crop_size))
     if trainer.args.should_save:
         finish_run(trainer, spec, report)
         print(f"{table(report)}\nStudent, processor, recipe and metrics: {config.output_dir}")
     trainer.end()
+    if config.push_to_hub and trainer.args.should_save:
+        with readable_errors():  # last: whatever the Hub answers, the folder is complete
+            print(f"On the Hub: {trainer.push_to_hub()}")
     return report
 
 
@@ -90,7 +87,7 @@ def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTr
         ValueError: For whatever is wrong in recipe, data or models; nothing has been trained by then.
     """
     spec = dataset_builders.dataset_spec(script.dataset, script.data_dir, **data_options(script))
-    hints = (script.teacher_features, script.teacher_classes)
+    hints = (script.teacher_features, script.teacher_classes, script.teacher_revision)
     teacher, teacher_processor = load_teacher(script.teacher, config.losses, spec.labels, *hints)
     set_seed(config.seed)
     student, processor = load_with_processor(script.student, id2label=spec.id2label)

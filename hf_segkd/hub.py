@@ -1,0 +1,259 @@
+"""The Hub: what is uploaded of a run, what is downloaded to go on with it, and readable errors for both."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+from httpx2 import TransportError
+from huggingface_hub import HfApi, ResolvedRevision, constants
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from transformers import PreTrainedConfig, SegformerImageProcessorPil, TrainingArguments
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import resolve_revision
+
+from hf_segkd.models import SegmentationImageProcessor
+from hf_segkd.models.outputs import OWN_PREFIX
+
+logger = logging.getLogger(__name__)
+
+LAST_CHECKPOINT = "last-checkpoint"
+# Training state, pickles and TensorBoard's logs, which name the machine, stay at home.
+NOT_RELEASED = ["checkpoint-*", "_*", "*.bin", "*.pt", "*.pth", "*.log", "runs/*", ".*"]
+STUDENT_FILES = ["*.json", "model*.safetensors", "*.py"]
+
+
+class HubError(ValueError):
+    """The Hub refused or could not be reached; the message says what to do."""
+
+
+def open_repository(
+    repo_id: str, private: bool | None = None, branch: str | None = None, token: str | None = None
+) -> str:
+    """Make sure that a repository exists and may be written, before anything is spent on what goes into it.
+
+    Args:
+        repo_id (`str`): `"owner/name"`, or `"name"` for the token's owner. Created when it does not exist.
+        private (`bool`, *optional*): Whether a new repository is private; `None` is the owner's default.
+        branch (`str`, *optional*): Branch to write to; created when it does not exist.
+        token (`str`, *optional*): Defaults to the one of `hf auth login` or `HF_TOKEN`.
+
+    Returns:
+        `str`: The full `"owner/name"`.
+
+    Raises:
+        HubError: The token is missing or wrong, may not write there, or the Hub cannot be reached.
+    """
+    api = HfApi(token=token)
+    with hub_errors(repo_id):
+        # Creating succeeds for anybody's repository that can be read, so the right to write is asked for too.
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.auth_check(repo_id, write=True)
+        if branch is not None:
+            api.create_branch(repo_id, branch=branch, exist_ok=True)
+    return repo_id
+
+
+def push_folder(folder: str | Path, repo_id: str, branch: str | None = None, token: str | None = None) -> str:
+    """Upload a finished folder in one commit, without checkpoints and logs.
+
+    Returns:
+        `str`: Address of the commit.
+
+    Raises:
+        HubError: As [`open_repository`], or the upload broke off; the folder is untouched and the command that tries
+            again is part of the message.
+    """
+    try:
+        with hub_errors(repo_id):
+            commit = HfApi(token=token).upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=branch,
+                ignore_patterns=NOT_RELEASED,
+                commit_message="Upload student",
+            )
+    except HubError as error:
+        raise HubError(
+            f"{error}\nNothing is lost: all files are in {str(folder)!r}. To upload them again:\n"
+            f"  {push_command(folder, repo_id, branch)}"
+        ) from error
+    return commit.commit_url
+
+
+def push_command(folder: str | Path, repo_id: str, branch: str | None = None) -> str:
+    """The command that uploads a finished folder."""
+    words = ["python", "scripts/push_to_hub.py", str(folder), repo_id, *(["--branch", branch] if branch else [])]
+    return shlex.join(words)
+
+
+def fetch_checkpoint(
+    repo_id: str, output_dir: str | Path, branch: str | None = None, token: str | None = None
+) -> str | None:
+    """Download the training state that `hub_strategy: checkpoint` uploaded, to resume from it on another machine.
+
+    The best student so far is in the repository's root; it becomes the checkpoint that the state names as the best.
+
+    Args:
+        repo_id (`str`): `"owner/name"`.
+        output_dir (`str` or `Path`): Folder of the run, which gets `checkpoint-*` folders.
+        branch, token: As for [`open_repository`].
+
+    Returns:
+        `str | None`: Path of the checkpoint, `None` when the repository holds none.
+
+    Raises:
+        HubError: As [`open_repository`].
+    """
+    api = HfApi(token=token)
+    # In the same file system, so that moving is renaming: a checkpoint is there completely or not at all.
+    with tempfile.TemporaryDirectory(dir=output_dir) as temporary:
+        with hub_errors(repo_id):
+            if not api.file_exists(repo_id, f"{LAST_CHECKPOINT}/trainer_state.json", revision=branch):
+                return None
+            patterns = [f"{LAST_CHECKPOINT}/*", *STUDENT_FILES]
+            api.snapshot_download(repo_id, revision=branch, local_dir=temporary, allow_patterns=patterns)
+        return _place_checkpoint(Path(temporary), Path(output_dir))
+
+
+def _place_checkpoint(download: Path, output_dir: Path) -> str:
+    file = download / LAST_CHECKPOINT / "trainer_state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    target = output_dir / f"checkpoint-{state['global_step']}"
+    if state["best_model_checkpoint"]:
+        best = output_dir / Path(state["best_model_checkpoint"]).name
+        state["best_model_checkpoint"] = str(best)
+        file.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        if best != target:
+            best.mkdir()
+            for path in download.iterdir():
+                if path.is_file():
+                    shutil.move(path, best / path.name)
+    shutil.move(download / LAST_CHECKPOINT, target)
+    return str(target)
+
+
+class CheckpointUploads:
+    """Uploads during training, one after the other in the background; one that fails is logged and training goes on.
+
+    The repository's root always holds the best student so far. `hub_strategy` decides on the training state:
+    `"every_save"` uploads none, `"checkpoint"` the newest to `last-checkpoint`, `"all_checkpoints"` all of them.
+
+    Args:
+        repo_id (`str`): From [`open_repository`].
+        args (`TrainingArguments`): Its `hub_*` fields.
+    """
+
+    def __init__(self, repo_id: str, args: TrainingArguments):
+        self.api, self.repo_id, self.args = HfApi(token=args.hub_token), repo_id, args
+        self.jobs: list[Future] = []
+
+    def start(self, checkpoint: str, best: str, step: int) -> None:
+        """Upload the folders `checkpoint` and `best`, unless the last upload still runs."""
+        strategy = self.args.hub_strategy
+        if strategy == HubStrategy.END or not (self.is_done() or self.args.hub_always_push):
+            return
+        # Trainer's own upload would hold a pickle of its arguments, with the token in it.
+        student = {"allow_patterns": STUDENT_FILES, "ignore_patterns": ["trainer_state.json"]}
+        self.jobs = [self._upload(best, None, step, **student)]
+        if strategy == HubStrategy.CHECKPOINT:
+            self.jobs.append(self._upload(checkpoint, LAST_CHECKPOINT, step))
+        elif strategy == HubStrategy.ALL_CHECKPOINTS:
+            self.jobs.append(self._upload(checkpoint, Path(checkpoint).name, step))
+
+    def _upload(self, folder: str, path_in_repo: str | None, step: int, **patterns) -> Future:
+        job = self.api.upload_folder(
+            repo_id=self.repo_id,
+            folder_path=folder,
+            path_in_repo=path_in_repo,
+            revision=self.args.hub_revision,
+            commit_message=f"Training in progress, step {step}",
+            run_as_future=True,
+            **patterns,
+        )
+        job.add_done_callback(_log_failure)
+        return job
+
+    def is_done(self) -> bool:
+        return all(job.done() for job in self.jobs)
+
+    def wait_until_done(self) -> None:
+        wait(self.jobs)
+
+
+def _log_failure(job: Future) -> None:
+    if job.exception() is not None:
+        kind = type(job.exception()).__name__
+        logger.warning("An upload during training failed (%s); training goes on.", kind)
+
+
+def released_processor(processor: BaseImageProcessor, config: PreTrainedConfig) -> BaseImageProcessor:
+    """The image processor to save beside a student: for a native model a native one that does the same.
+
+    So the folder of a SegFormer holds no code at all. Ours stays where transformers has no equal: models of this
+    library, BGR images, logits upsampled with aligned corners.
+
+    Args:
+        processor (`BaseImageProcessor`): What the student was trained with.
+        config (`PreTrainedConfig`): The student's.
+    """
+    native = not config.model_type.startswith(OWN_PREFIX)
+    if not native or not isinstance(processor, SegmentationImageProcessor):
+        return processor
+    if processor.do_flip_channel_order or processor.align_corners:
+        return processor
+    names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    options = {name: value for name, value in vars(processor).items() if name in names}
+    return SegformerImageProcessorPil(do_resize=processor.size is not None, size=processor.size, **options)
+
+
+def pin_revision(spec: str, revision: str | None = None) -> str | None:
+    """The commit that a branch or tag of a model on the Hub (`main` by default) stands for now.
+
+    `None` for a folder. Where the Hub does not tell, `revision` as it is: loading the model will say what is wrong.
+
+    Raises:
+        ValueError: A revision of a folder.
+    """
+    if Path(spec).is_dir() and revision is not None:
+        raise ValueError(f"{spec!r} is a folder, which has no revision {revision!r}. Leave the revision out.")
+    resolved = resolve_revision(spec, revision)
+    return resolved.resolved if isinstance(resolved, ResolvedRevision) else revision
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """Turn the client's exceptions about `repo_id` into [`HubError`]; none of its messages can hold a token."""
+    try:
+        yield
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, TransportError) as error:
+        raise HubError(_explain(error, repo_id)) from error
+
+
+def _explain(error: Exception, repo_id: str) -> str:
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"'{repo_id}' cannot be reached: HF_HUB_OFFLINE is set. Unset it, or leave push_to_hub out."
+    if isinstance(error, TransportError):
+        kind = type(error).__name__
+        return f"No answer from the Hub at {constants.ENDPOINT} for '{repo_id}' ({kind}). Check the connection."
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 401
+    if status == 401:
+        return (
+            f"The Hub does not know the token used for '{repo_id}', or there is none (401). "
+            "Log in with `hf auth login`, or set HF_TOKEN to a token that may write."
+        )
+    if status == 403:
+        return (
+            f"The token may not write to '{repo_id}' (403). Name a repository of your own, "
+            "or use a token that its owner gave the right to write."
+        )
+    said = f": {error.server_message}" if error.server_message else ""
+    return f"The Hub answered {status} for '{repo_id}'{said}. Try again, or look at https://status.huggingface.co."

@@ -1,0 +1,96 @@
+"""Facts about a finished run that its model card tells: what both models cost, and what it ran on."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_segkd.data import DatasetSpec
+from hf_segkd.evaluation import WHOLE, evaluate_model
+from hf_segkd.profiling import count_macs
+from hf_segkd.reporting import metrics_report
+from hf_segkd.trainer import DistillationTrainer
+
+
+def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[int]) -> dict:
+    """Facts for `metrics.json`. The teacher is evaluated on the student's images, so all processes must call it.
+
+    Args:
+        trainer (`DistillationTrainer`): After training.
+        spec (`DatasetSpec`): Class names, in order.
+        size (`Sequence[int]`): Height and width, pixels, of the image whose operations are counted: the crop's.
+
+    Returns:
+        `dict`: What was evaluated and how, seed and steps; `models` (parameters and MACs of the student; of the
+        teacher also scores, fractions); `hardware`, `processes`; `commit` of the code, `None` where it is not known.
+    """
+    size = tuple(size)
+    models = {"student": model_costs(trainer.student, size)}
+    if trainer.teacher is not None:
+        models["teacher"] = model_costs(trainer.teacher, size) | _teacher_scores(trainer, spec)
+    return {
+        "dataset": spec.name,
+        "split": spec.eval_split,
+        "images": len(trainer.eval_dataset),
+        "protocol": str(WHOLE),
+        "seed": trainer.args.seed,
+        "best_step": trainer.state.best_global_step,
+        "steps": trainer.state.global_step,
+        "models": models,
+        "macs_size": list(size),
+        "hardware": hardware(trainer.args.device),
+        "processes": trainer.args.world_size,
+        "commit": source_commit(),
+    }
+
+
+def model_costs(model: PreTrainedModel, size: tuple[int, int]) -> dict:
+    """Parameters, and multiply-accumulate operations of one image of `size`, where PyTorch can count them."""
+    costs = {"parameters": model.num_parameters()}
+    try:
+        return {**costs, "macs": count_macs(model, size)}
+    except RuntimeError as error:  # from a foreign teacher's own operations, which do not run without content
+        print(f"The operations of {type(model).__name__} are not counted: {error}")
+        return costs
+
+
+def _teacher_scores(trainer: DistillationTrainer, spec: DatasetSpec) -> dict:
+    try:
+        evaluation = evaluate_model(
+            trainer.teacher,
+            trainer.teacher_processing_class,
+            trainer.eval_dataset,
+            ignore_index=spec.ignore_index,
+            device=trainer.args.device,
+            num_workers=trainer.args.dataloader_num_workers,
+        )
+    except ValueError as error:  # from a teacher that reads images of one size only
+        print(f"The teacher is not scored on the student's images: {error}")
+        return {}
+    report = metrics_report(evaluation.scores(), spec.labels)
+    return {key: report[key] for key in ("mean_iou", "overall_accuracy", "per_class_iou")}
+
+
+def hardware(device: torch.device) -> str:
+    """Name of the GPU, or of the CPU and the number of threads used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def source_commit() -> str | None:
+    """Commit of the checkout that this package runs from, `None` for an installed one."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or None
