@@ -31,16 +31,9 @@ from .image_processing import SegmentationImageProcessor
 from .mobilenetv2 import MobileNetV2Backbone, MobileNetV2Config
 from .mobilenetv3 import MobileNetV3Backbone, MobileNetV3Config
 from .mobilevit import MobileViTBackbone, MobileViTConfig
+from .native import FEATURE_MODULES, expose_features, output_shapes
 from .normalization import InputNormalization
-from .outputs import (
-    FEATURE_MODULES,
-    OWN_PREFIX,
-    SegmentationOutput,
-    expose_features,
-    output_shapes,
-    segmentation_loss,
-    upsamples_with_align_corners,
-)
+from .outputs import OWN_PREFIX, SegmentationOutput, segmentation_loss, upsamples_with_align_corners
 from .patches import check_input_size, state_maps
 from .pspnet import PSPNetConfig, PSPNetForSemanticSegmentation
 from .universal import UNIVERSAL_MODELS, query_logits, semantic_task
