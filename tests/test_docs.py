@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_segkd.losses import LOSSES
 from hf_segkd.profiling import count_macs
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -69,3 +70,14 @@ def test_table_of_networks_is_the_commands():
     assert all(models.line(row) in text for row in models.ROWS)
     assert len(re.findall(r"^\| ", text, flags=re.MULTILINE)) == len(models.ROWS) + 1
     assert set(ORIGINALS) == {row.name for row in models.ROWS}
+
+
+def test_table_of_methods_names_every_loss():
+    """A new method without a line is a method nobody finds; written by the command, not by hand."""
+    methods = page("methods")
+    text = (DOCS / "methods.md").read_text()
+    assert set(methods.COSTS) == set(LOSSES)
+    lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert list(lines) == list(LOSSES)
+    for name, method in LOSSES.items():
+        assert method.paper in lines[name] and f"| {methods.COSTS[name][0]} |" in lines[name]
