@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.divergence import softmax_kl
 from hf_segkd.models.outputs import SegmentationOutput
 
 
@@ -82,17 +83,17 @@ class CWDLoss(DistillationLoss):
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
         student_map = self.projector(pick(student, self.layer))
         teacher_map = same_size(pick(teacher, self.layer), student_map)
-        student_map, teacher_map = student_map.flatten(2) / self.temperature, teacher_map.flatten(2) / self.temperature
+        student_map, teacher_map = student_map.flatten(2), teacher_map.flatten(2)
         batch, _, positions = student_map.shape
         count = positions if self.norm == "spatial" else self.channels
         return self.distance(student_map, teacher_map) * self.temperature**2 / (batch * count)
 
     def distance(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        """Sum over everything of the divergence between maps (B, C, N) that are already divided by the temperature."""
+        """Sum over everything of the divergence between maps (B, C, N) at the temperature."""
+        dim = -1 if self.norm == "channel" else 1
+        if self.divergence == "kl":
+            return softmax_kl(student_map, teacher_map, dim, self.temperature)
+        student_map, teacher_map = student_map / self.temperature, teacher_map / self.temperature
         if self.norm == "channel_mean":
             return F.mse_loss(student_map.mean(dim=-1), teacher_map.mean(dim=-1), reduction="sum")
-        dim = -1 if self.norm == "channel" else 1
-        if self.divergence == "mse":
-            return F.mse_loss(student_map.softmax(dim), teacher_map.softmax(dim), reduction="sum")
-        student_log, teacher_log = student_map.log_softmax(dim), teacher_map.log_softmax(dim)
-        return F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+        return F.mse_loss(student_map.softmax(dim), teacher_map.softmax(dim), reduction="sum")

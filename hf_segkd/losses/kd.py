@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, same_size
+from hf_segkd.losses.divergence import softmax_kl
 from hf_segkd.models.outputs import SegmentationOutput
 
 REDUCTIONS = ("pixel", "element", "cross_entropy_sum")
@@ -64,14 +65,13 @@ class KDLoss(DistillationLoss):
         student_logits, teacher_logits = student.logits, same_size(teacher.logits, student.logits)
         if self.upsample != 1:
             student_logits, teacher_logits = self._enlarge(student_logits), self._enlarge(teacher_logits)
-        student_log = (student_logits / self.temperature).log_softmax(dim=1)
-        teacher_log = (teacher_logits / self.temperature).log_softmax(dim=1)
-        batch, classes, height, width = student_log.shape
+        batch, classes, height, width = student_logits.shape
+        divergence = softmax_kl(student_logits, teacher_logits, dim=1, temperature=self.temperature)
         if self.reduction == "cross_entropy_sum":
-            return -(teacher_log.exp() * student_log).sum() / (height * width)
-        divergence = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+            teacher_log = teacher_logits.log_softmax(dim=1)
+            return (divergence - (teacher_log.exp() * teacher_log).sum()) / (height * width)
         if self.reduction == "element":
-            return divergence / student_log.numel()
+            return divergence / (batch * classes * height * width)
         return divergence * self.temperature**2 / (batch * height * width)
 
     def _enlarge(self, logits: Tensor) -> Tensor:

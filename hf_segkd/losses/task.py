@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup
-from hf_segkd.models.outputs import SegmentationOutput, segmentation_loss
+from hf_segkd.losses.cross_entropy import upsampled_cross_entropy
+from hf_segkd.models.outputs import SegmentationOutput
 
 
 class TaskLoss(DistillationLoss):
@@ -19,8 +20,9 @@ class TaskLoss(DistillationLoss):
     Returns:
         `torch.Tensor`: Scalar, in nats; log K for uniform logits. 0 (with a graph) when every pixel is ignored.
 
-    Differs from the original: a batch without a labelled pixel gives 0 instead of NaN. As there, the mean is over the
-    local batch: processes with unequal numbers of labelled pixels do not train as one with the whole batch.
+    Differs from the original: a batch without a labelled pixel gives 0 instead of NaN; logits are upsampled band by
+    band, the same value with memory O(B·K·h·w) instead of O(B·K·H·W). As there, the mean is over the local batch:
+    processes with unequal numbers of labelled pixels do not train as one with the whole batch.
     """
 
     needs_teacher = False
@@ -36,4 +38,4 @@ class TaskLoss(DistillationLoss):
         return loss
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return segmentation_loss(logits, labels, self.setup.ignore_index, self.setup.align_corners)
+        return upsampled_cross_entropy(logits, labels, self.setup.ignore_index, self.setup.align_corners)
