@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hf_segkd.distributed import gather, gather_with_gradient
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.losses.draws import SeededDraws
-from hf_segkd.losses.similarity import bank_kl, image_pair_kl
+from hf_segkd.losses.similarity import bank_kl, image_pair_kl, unit_vectors
 from hf_segkd.models.outputs import SegmentationOutput
 
 logger = logging.getLogger(__name__)
@@ -264,7 +264,7 @@ def projection_head(student_channels: int, teacher_channels: int) -> nn.Sequenti
 
 def unit_pixels(x: Tensor) -> Tensor:
     """Map (B, C, h, w) as unit vectors (B, h·w, C), contiguous per pixel."""
-    return F.normalize(x.flatten(2).transpose(1, 2).contiguous(), dim=-1)
+    return unit_vectors(x.flatten(2).transpose(1, 2).contiguous())
 
 
 def check_positive(method: str, **values: float) -> None:

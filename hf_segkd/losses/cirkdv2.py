@@ -123,8 +123,9 @@ class ContextBlock(nn.Module):
         self.fuse = self._convolution(2 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Contiguous: for strided queries attention falls back to a form that holds N × N matrices.
         query, key, value = (
-            layer(x).flatten(2).transpose(1, 2)[:, None] for layer in (self.query, self.key, self.value)
+            layer(x).flatten(2).transpose(1, 2)[:, None].contiguous() for layer in (self.query, self.key, self.value)
         )
         attended = F.scaled_dot_product_attention(query, key, value)[:, 0].transpose(1, 2)
         return self.fuse(torch.cat([x, self.context(attended.unflatten(2, x.shape[-2:]))], dim=1))

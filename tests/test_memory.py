@@ -1,0 +1,129 @@
+"""What the losses allocate, counted in bytes, and the plain formulations that they are measured against."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_segkd.losses import LOSSES, LossSetup, build_losses, cross_entropy, similarity, skd
+from hf_segkd.losses.similarity import unit_vectors
+from hf_segkd.models import SegmentationOutput
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+benchmark = importlib.import_module("benchmarks.losses")
+
+K = 4
+CHANNELS = {"logits": (K, K), "aux_logits": (K, K), "features": (8, 12), "hidden_states.0": (8, 12)}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks far smaller than the maps: at the real sizes, a map of the tests would fit into one."""
+    monkeypatch.setattr(similarity, "CPU_TILE", 64)
+    monkeypatch.setattr(similarity, "CPU_BLOCK", 2**14)
+    monkeypatch.setattr(skd, "TILE", 64)
+    monkeypatch.setattr(cross_entropy, "CPU_BAND", 2**12)
+    monkeypatch.setattr(cross_entropy, "FEWEST_ROWS", 4)
+
+
+def output(side: int, size: tuple[int, int], batch: int, seed: int, scale: float = 1.0) -> SegmentationOutput:
+    generator = torch.Generator().manual_seed(seed)
+    maps = {
+        name: scale * torch.randn(batch, channels[side], *size, generator=generator)
+        for name, channels in CHANNELS.items()
+    }
+    hidden = maps.pop("hidden_states.0")
+    return SegmentationOutput(
+        **{name: x.requires_grad_(side == 0) for name, x in maps.items()}, hidden_states=(hidden,)
+    )
+
+
+def build(name: str, size: tuple[int, int], **options) -> torch.nn.Module:
+    torch.manual_seed(0)
+    shapes = [{field: torch.Size((1, c[side], *size)) for field, c in CHANNELS.items()} for side in (0, 1)]
+    modules, _ = build_losses({name: options}, LossSetup(shapes[0], num_labels=K, teacher=shapes[1]))
+    return modules[name]
+
+
+def total(value):
+    return sum(value.values()) if isinstance(value, dict) else value
+
+
+def peak(name: str, size: tuple[int, int]) -> int:
+    """Peak of bytes of one forward and backward, inputs and the loss itself not counted."""
+    loss, batch = build(name, size), max(2, LOSSES[name].min_batch)
+    student, teacher = output(0, size, batch, seed=0), output(1, size, batch, seed=1)
+    labels = torch.randint(0, K, (batch, 4 * size[0], 4 * size[1]))
+
+    def step():
+        total(loss(student, teacher, labels)).backward()
+
+    step()  # Gradient buffers of the inputs exist from here on.
+    return benchmark.peak_bytes(step)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_memory_grows_with_the_map_not_with_its_square(name):
+    """One N x N matrix would pass every other test, and not fit a GPU at the published sizes."""
+    small, large = peak(name, (16, 24)), peak(name, (32, 24))
+    assert large < 2.5 * small, f"{small} -> {large} bytes"
+
+
+def test_task_loss_holds_no_upsampled_logits():
+    """At 150 classes the upsampled logits alone are most of a training step's memory."""
+    case = benchmark.Case(LOSSES["task"], benchmark.dense.task, "logits", 16, 16, num_labels=16)
+    loss, inputs = case.build(batch=2, crop=(256, 256))
+    found = benchmark.peak_bytes(lambda: benchmark.forward_backward(case, "ours", loss, inputs))
+    assert found < inputs[2].numel() * 16 * 4 / 8
+
+
+@pytest.mark.parametrize("name, options", [("kd", {}), ("cwd", {"layer": "logits"})])
+def test_fused_logit_losses_keep_one_tensor(name, options):
+    """Autograd would keep both log-probabilities and the target until the backward pass."""
+    student, teacher = output(0, (16, 16), 2, seed=0), output(1, (16, 16), 2, seed=1)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        build(name, (16, 16), **options)(student, teacher, None)
+    assert sum(kept) == student.logits.numel()
+
+
+@pytest.mark.parametrize("name", benchmark.CASES)
+def test_benchmark_compares_two_forms_of_the_same_loss(name):
+    """A ratio between two different functions would mean nothing."""
+    loss, (student, teacher, labels) = benchmark.CASES[name].build(batch=2, crop=(64, 96))
+    field = benchmark.CASES[name].field
+    loss, student[field], teacher[field] = loss.double(), student[field].detach().double(), teacher[field].double()
+    student[field].requires_grad_()
+    values = [loss(student, teacher, labels), benchmark.CASES[name].dense(loss, student, teacher, labels)]
+    gradients = [torch.autograd.grad(value, student[field])[0] for value in values]
+    torch.testing.assert_close(*values, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9 * gradients[1].abs().max().item())
+
+
+@pytest.mark.parametrize("scale", [1e4, 6e4], ids=["logits of 1e4", "features at the end of float16"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_finite_at_the_ends_of_the_number_range(name, scale):
+    """Half-precision networks reach these sizes; a square or an exponential of them must not overflow."""
+    batch = max(2, LOSSES[name].min_batch)
+    student, teacher = output(0, (8, 8), batch, seed=0, scale=scale), output(1, (8, 8), batch, seed=1, scale=scale)
+    value = total(build(name, (8, 8))(student, teacher, torch.randint(0, K, (batch, 32, 32))))
+    value.backward()
+    gradients = [x.grad for x in (student.logits, student.features) if x.grad is not None]
+    assert value.isfinite() and gradients and all(x.isfinite().all() for x in gradients)
+
+
+def test_unit_vectors_equal_normalize_on_zero_rows_too():
+    """Its backward is written by hand; dead channels give zero rows, which must not become NaN."""
+    rows = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows[2] = 0
+    weights = torch.arange(20, dtype=torch.float64).view(5, 4)
+    for function in (unit_vectors, lambda x: torch.nn.functional.normalize(x, dim=-1)):
+        x = rows.clone().requires_grad_()
+        units = function(x)
+        (units * weights).sum().backward()
+        if function is unit_vectors:
+            found = units.detach(), x.grad
+    torch.testing.assert_close(found[0], units.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found[1], x.grad, rtol=1e-12, atol=1e-12)
