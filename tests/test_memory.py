@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_segkd.losses import LOSSES, LossSetup, build_losses, cross_entropy, similarity, skd
+from hf_segkd.losses import LOSSES, LossSetup, attention, build_losses, cross_entropy, similarity, skd
 from hf_segkd.losses.similarity import unit_vectors
 from hf_segkd.models import SegmentationOutput
 
@@ -24,6 +24,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(similarity, "CPU_TILE", 64)
     monkeypatch.setattr(similarity, "CPU_BLOCK", 2**14)
     monkeypatch.setattr(skd, "TILE", 64)
+    monkeypatch.setattr(attention, "QUERIES", 32)
     monkeypatch.setattr(cross_entropy, "CPU_BAND", 2**12)
     monkeypatch.setattr(cross_entropy, "FEWEST_ROWS", 4)
 
@@ -67,7 +68,8 @@ def peak(name: str, size: tuple[int, int]) -> int:
 @pytest.mark.parametrize("name", LOSSES)
 def test_memory_grows_with_the_map_not_with_its_square(name):
     """One N x N matrix would pass every other test, and not fit a GPU at the published sizes."""
-    small, large = peak(name, (16, 24)), peak(name, (32, 24))
+    side = max(16, LOSSES[name].min_side)
+    small, large = peak(name, (side, 3 * side // 2)), peak(name, (2 * side, 3 * side // 2))
     assert large < 2.5 * small, f"{small} -> {large} bytes"
 
 
@@ -106,9 +108,9 @@ def test_benchmark_compares_two_forms_of_the_same_loss(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_finite_at_the_ends_of_the_number_range(name, scale):
     """Half-precision networks reach these sizes; a square or an exponential of them must not overflow."""
-    batch = max(2, LOSSES[name].min_batch)
-    student, teacher = output(0, (8, 8), batch, seed=0, scale=scale), output(1, (8, 8), batch, seed=1, scale=scale)
-    value = total(build(name, (8, 8))(student, teacher, torch.randint(0, K, (batch, 32, 32))))
+    batch, side = max(2, LOSSES[name].min_batch), max(8, LOSSES[name].min_side)
+    student, teacher = (output(whose, (side, side), batch, seed=whose, scale=scale) for whose in (0, 1))
+    value = total(build(name, (side, side))(student, teacher, torch.randint(0, K, (batch, 4 * side, 4 * side))))
     value.backward()
     gradients = [x.grad for x in (student.logits, student.features) if x.grad is not None]
     assert value.isfinite() and gradients and all(x.isfinite().all() for x in gradients)

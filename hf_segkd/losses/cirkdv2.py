@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.distributed import gather, gather_with_gradient
+from hf_segkd.losses.attention import attend
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.losses.cirkd import (
     CIRKDMemoryLoss,
@@ -123,11 +124,8 @@ class ContextBlock(nn.Module):
         self.fuse = self._convolution(2 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Contiguous: for strided queries attention falls back to a form that holds N × N matrices.
-        query, key, value = (
-            layer(x).flatten(2).transpose(1, 2)[:, None].contiguous() for layer in (self.query, self.key, self.value)
-        )
-        attended = F.scaled_dot_product_attention(query, key, value)[:, 0].transpose(1, 2)
+        query, key, value = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))
+        attended = attend(query, key, value, scale=query.shape[1] ** -0.5)
         return self.fuse(torch.cat([x, self.context(attended.unflatten(2, x.shape[-2:]))], dim=1))
 
     @staticmethod

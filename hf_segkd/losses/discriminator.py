@@ -3,12 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from hf_segkd.losses.attention import attend
 
 MIN_SIDE = 64  # positions; four halvings and a 4×4 convolution leave nothing of a smaller map
 WIDTHS = (64, 128, 256, 512)
 SLOPE = 0.1
-QUERIES = 1024  # rows of an attention matrix that exist at a time
 
 
 class Discriminator(nn.Module):
@@ -93,12 +93,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))
-        # Recomputed in backward, not fused: the gradient penalty differentiates twice, which no fused kernel allows.
-        parts = [
-            checkpoint(_attend, part, key, value, use_reentrant=False, preserve_rng_state=False)
-            for part in query.split(QUERIES, dim=2)
-        ]
-        return self.gamma * torch.cat(parts, dim=2).view_as(x) + x
+        return self.gamma * attend(query, key, value).view_as(x) + x
 
 
 class ImageRange(nn.Module):
@@ -113,8 +108,3 @@ PREPROCESSING = {
     "tanh": lambda num_labels: nn.Tanh(),
     "image": lambda num_labels: ImageRange(),
 }
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Values (B, C, n) that the queries (B, c, n) gather by their similarity to the keys (B, c, N)."""
-    return value @ (query.transpose(1, 2) @ key).softmax(dim=-1).transpose(1, 2)

@@ -1,0 +1,31 @@
+"""Attention between the positions of a map, without keeping an N × N matrix."""
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+QUERIES = 1024  # at once: their weights are what is held for a moment
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
+    """`softmax(scale · q kᵀ) v`, some queries at a time, recomputed in backward.
+
+    Not the fused kernels of `scaled_dot_product_attention`: they cannot be differentiated twice, as a gradient penalty
+    does, and their backward turns similarities beyond 1e9 (features at the end of float16) into NaN.
+
+    Args:
+        query (`torch.Tensor` of shape `(B, c, n)`): What is looked for.
+        key (`torch.Tensor` of shape `(B, c, N)`): Where.
+        value (`torch.Tensor` of shape `(B, C, N)`): What is found there.
+        scale (`float`, *optional*, defaults to `1.0`): Factor of the similarities.
+
+    Returns:
+        `torch.Tensor`: `(B, C, n)`.
+    """
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    parts = (query * scale).split(QUERIES, dim=2)
+    return torch.cat([checkpoint(_attend, part, key, value, **options) for part in parts], dim=2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return value @ (query.transpose(1, 2) @ key).softmax(dim=-1).transpose(1, 2)
