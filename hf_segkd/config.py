@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from hf_segkd.losses import check_losses
+from hf_segkd.losses import LOSSES, check_losses
 
 
 @dataclass
@@ -15,7 +15,7 @@ class DistillationConfig(TrainingArguments):
 
     Args:
         losses (`dict`, *optional*, defaults to `{"task": {}}`): Name -> options, see
-            [`~hf_segkd.losses.check_losses`]. The default is plain training.
+            [`~hf_segkd.losses.check_losses`]. The default is plain training. A method set to `None` is left out.
         keep_checkpoints (`bool`, *optional*, defaults to `False`): Keep `checkpoint-*` after a finished run. By
             default they go: the final folder holds the best student and no training state.
 
@@ -65,4 +65,17 @@ class DistillationConfig(TrainingArguments):
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
         super().__post_init__()
+        self.losses = _without_nulls(self.losses)
         check_losses(self.losses)
+
+
+def _without_nulls(losses: dict | None) -> dict:
+    """Leave out the methods that a recipe has set to null; a misspelt one would go on training unnoticed."""
+    present = {name: options for name, options in (losses or {}).items() if options is not None}
+    for name in losses or {}:
+        if name not in present and name not in LOSSES:
+            raise ValueError(
+                f"losses.{name} is null, which takes a loss out, but there is no such loss. "
+                f"Those in the recipe: {', '.join(present) or 'none'}."
+            )
+    return present

@@ -44,7 +44,7 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[tuple, di
     """Read a command line of recipes and flags.
 
     `a.yaml b.yaml --learning_rate 1e-2 --losses.cwd.weight 3`: mappings merge key by key, later files win over
-    earlier ones, flags over files.
+    earlier ones, flags over files. `--losses.cwd null` takes a mapping out again.
 
     Args:
         dataclass_types (`tuple[type, ...]`): Dataclasses that own the keys: `(ScriptArguments, DistillationConfig)`.
@@ -88,11 +88,18 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[tuple, di
 
 
 def merge(base: dict, update: dict) -> dict:
-    """Return `base` with `update` laid over it; mappings merge, everything else is replaced. Neither is changed."""
+    """Return `base` with `update` laid over it; neither is changed.
+
+    Mappings merge, `null` takes a mapping out (`losses: {adversarial: null}`), everything else is replaced.
+    """
     merged = dict(base)
     for key, value in update.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
+        if not isinstance(merged.get(key), dict):
+            merged[key] = value
+        elif value is None:
+            del merged[key]
+        else:
+            merged[key] = merge(merged[key], value) if isinstance(value, dict) else value
     return merged
 
 

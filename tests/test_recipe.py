@@ -78,6 +78,41 @@ def test_merge_leaves_its_arguments_alone():
     assert base == {"losses": {"kd": {"weight": 1}}}
 
 
+def test_null_takes_a_mapping_out(tmp_path):
+    """A method that a crop or a machine cannot run, such as a discriminator, would need a recipe of its own."""
+    first = write(
+        tmp_path, "a.yaml", "dataset: camvid\nlosses: {task: {}, kd: {weight: 1}, adversarial: {weight: 2}}\n"
+    )
+    second = write(tmp_path, "b.yaml", "losses: {kd: null}\n")
+    (options,), recipe = parse((Options,), [first, second, "--losses.adversarial", "null"])
+    assert options.losses == recipe["losses"] == {"task": {}}
+    (options,), _ = parse((Options,), [first, second, "--losses.kd.temperature", "4"])
+    assert options.losses == {"task": {}, "kd": {"temperature": 4}, "adversarial": {"weight": 2}}
+
+
+def test_null_inside_a_mapping_stays_a_value():
+    """`pool_hidden_size: null` asks for a network's own default and must reach it."""
+    assert merge({"student": {"depths": [1]}}, {"student": {"width": None, "depths": None}}) == {
+        "student": {"depths": None, "width": None}
+    }
+
+
+def test_losses_that_are_null_are_left_out(tmp_path):
+    """One queue of commands can then take a loss out of every method, those without it included."""
+    losses = {"task": {}, "kd": {}, "adversarial": None}
+    config = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, losses=losses)
+    assert config.losses == {"task": {}, "kd": {}} and "adversarial" in losses
+    with pytest.raises(ValueError, match="The recipe has no losses"):
+        DistillationConfig(output_dir=str(tmp_path), use_cpu=True, losses={"task": None})
+
+
+def test_misspelt_null_is_refused(tmp_path):
+    """The loss that was meant would go on training unnoticed."""
+    with pytest.raises(ValueError, match="losses.adverserial is null.*no such loss.*task, adversarial"):
+        losses = {"task": {}, "adversarial": {}, "adverserial": None}
+        DistillationConfig(output_dir=str(tmp_path), use_cpu=True, losses=losses)
+
+
 @pytest.mark.parametrize(
     "text, flags, message",
     [
@@ -110,7 +145,7 @@ def test_every_shipped_recipe_is_read_and_says_where_its_numbers_come_from(path,
     assert text.startswith("# ")
     keys = load_yaml(text)
     known = {"dataset", "student", "teacher", "data_dir", "crop_size", "scale_range", "dataset_config"}
-    known |= {"teacher_features", "teacher_classes"}
+    known |= {"teacher_features", "teacher_classes", "flip"}
     config = DistillationConfig(
         output_dir=str(tmp_path), use_cpu=True, **{key: value for key, value in keys.items() if key not in known}
     )
