@@ -9,13 +9,13 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_segkd.checkpoints import PREFIX, last_checkpoint
 from hf_segkd.class_map import class_names, map_classes, normal, placeholders
 from hf_segkd.config import DistillationConfig
 from hf_segkd.hub import fetch_checkpoint, open_repository
 from hf_segkd.loading import load_with_processor
 from hf_segkd.losses import LOSSES
 from hf_segkd.models import expose_features
-from hf_segkd.trainer import last_checkpoint
 
 
 def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bool = False) -> str | None:
@@ -24,8 +24,9 @@ def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bo
     Args:
         output_dir (`str`): Folder of the run; made when it does not exist.
         overwrite (`bool`, *optional*, defaults to `False`): Whether earlier files in it may be replaced.
-        resume (`bool`, *optional*, defaults to `False`): Whether to go on from its newest checkpoint. An empty
-            folder starts from the beginning, so that a queue can run the same command again.
+        resume (`bool`, *optional*, defaults to `False`): Whether to go on from its newest whole checkpoint. An empty
+            folder, and a run that ended before its first checkpoint, start from the beginning, so that a queue can
+            run the same command again.
 
     Returns:
         `str | None`: Path of the checkpoint to resume from.
@@ -50,8 +51,11 @@ def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bo
         return None
     if resume and checkpoint:
         return checkpoint
+    broken = [name for name in found if name.startswith(PREFIX)]
+    if resume and "recipe.yaml" in found and "metrics.json" not in found and not broken:
+        return None
     if resume:
-        state = "holds a finished run" if "metrics.json" in found else "has no checkpoint"
+        state = "holds a finished run" if "metrics.json" in found else "has no whole checkpoint"
         raise ValueError(
             f"Nothing to resume: output folder {output_dir!r} {state}. Use --overwrite or another folder."
         )

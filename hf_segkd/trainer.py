@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel, TrainerCallback
 
 from hf_segkd.callbacks import SaveOnSignal, SetEpoch, SetProgress
+from hf_segkd.checkpoints import WholeCheckpoints, remove_checkpoints
 from hf_segkd.class_map import class_names, map_classes
 from hf_segkd.config import DistillationConfig
 from hf_segkd.confusion import confusion_matrices, scores
@@ -27,7 +26,7 @@ from hf_segkd.optim import chain, loss_optimizers, refuse_own_optimizers
 LOSSES_FILE = "losses.safetensors"
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(WholeCheckpoints):
     """[`~transformers.Trainer`] for a student, with or without a teacher.
 
     The trained module is a [`~hf_segkd.distiller.Distiller`] (student and losses); the teacher stays outside: frozen,
@@ -176,6 +175,8 @@ class DistillationTrainer(Trainer):
     # ---- checkpoints: the student alone, the losses beside it ----------------------------------------------------
 
     def _save(self, output_dir=None, state_dict=None):
+        if not self.args.should_save:
+            return
         output_dir = Path(output_dir or self.args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         distiller = self.accelerator.unwrap_model(self.model)
@@ -201,8 +202,7 @@ class DistillationTrainer(Trainer):
         """Save the final student into `output_dir` and remove the checkpoints, unless `keep_checkpoints` is set."""
         self.save_model(_internal_call=True)  # else Trainer would push a folder that is not complete yet
         if self.args.should_save and not self.args.keep_checkpoints:
-            for checkpoint in Path(self.args.output_dir).glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
+            remove_checkpoints(self.args.output_dir)
 
     # ---- the Hub -------------------------------------------------------------------------------------------------
 
@@ -238,8 +238,3 @@ class DistillationTrainer(Trainer):
     def interrupted(self) -> int:
         """Number of the signal that stopped training early, 0 if none did; the state is in the last checkpoint."""
         return max(x.received for x in self.callback_handler.callbacks if isinstance(x, SaveOnSignal))
-
-
-def last_checkpoint(output_dir: str) -> str | None:
-    """Path of the newest `checkpoint-*` in `output_dir`, or `None`."""
-    return get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None

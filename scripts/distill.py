@@ -43,7 +43,7 @@ class ScriptArguments(DataArguments):
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0], metadata={"help": "Random scale, from, to."})
     flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an earlier run in output_dir."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the newest whole checkpoint in output_dir."})
 
 
 def main(argv: list[str] | None = None) -> dict:
