@@ -11,15 +11,17 @@ class TrainingFault(RuntimeError):
 
 
 @contextmanager
-def readable_errors() -> Iterator[None]:
-    """Turn `ValueError`, `OSError` and `TrainingFault` into `error: ...` on stderr and exit code 1.
+def readable_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds, by default `ValueError` and `OSError`, into `error: ...` on stderr, exit code 1.
 
-    Scripts wrap what happens before any compute: reading the recipe, the data and the models. Set
-    `HF_SEGKD_TRACEBACK=1` to see where an error comes from.
+    Scripts wrap what happens before any compute: reading the recipe, the data and the models; around the training
+    only [`TrainingFault`], because nothing else is expected there. Set `HF_SEGKD_TRACEBACK=1` to see where an error
+    comes from.
     """
+    kinds = kinds or (ValueError, OSError)
     try:
         yield
-    except (ValueError, OSError, TrainingFault) as error:
+    except kinds as error:
         if os.environ.get("HF_SEGKD_TRACEBACK") == "1":
             raise
         sys.exit(f"error: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from hf_segkd.config import DistillationConfig
 from hf_segkd.confusion import confusion_matrices, scores
 from hf_segkd.data.transforms import collate
 from hf_segkd.distiller import Distiller, loss_setup
+from hf_segkd.faults import FiniteWatch, explained
 from hf_segkd.hub import CheckpointUploads, open_repository, push_folder, released_processor
 from hf_segkd.inference import upsampled_argmax
 from hf_segkd.losses import build_losses, build_schedules
@@ -49,6 +49,7 @@ class DistillationTrainer(WholeCheckpoints):
     Raises:
         ValueError: If a class of the student has no counterpart among the teacher's, a loss refuses their outputs, or
             one has an optimizer of its own under FSDP or DeepSpeed.
+        TrainingFault: In `train`, when a loss is not finite, memory is used up, a worker dies or the disk is full.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class DistillationTrainer(WholeCheckpoints):
         self.ignore_index, self.num_labels = ignore_index, student.config.num_labels
         self.align_corners = upsamples_with_align_corners(student.config)
         self.eval_matrix, self.eval_scores = 0, {}
+        self.train_size, self.finite = size, FiniteWatch(args.output_dir)
         self._terms: dict[str, torch.Tensor] = {}
         self._term_count = 0
         super().__init__(
@@ -106,6 +108,10 @@ class DistillationTrainer(WholeCheckpoints):
             normalization = InputNormalization.from_processor(self.teacher_processing_class)
             self.teacher_normalization = normalization.to(args.device)
 
+    def train(self, *args, **kwargs):
+        with explained(self.args, self.train_size, self):
+            return super().train(*args, **kwargs)
+
     # ---- one step ------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -118,6 +124,8 @@ class DistillationTrainer(WholeCheckpoints):
         for term, value in output.terms.items():
             self._terms[term] = self._terms.get(term, 0) + value
         self._term_count += 1
+        self._batch = inputs
+        self.finite.see(self.state.global_step + 1, {**output.terms, "loss": output.loss}, inputs)
         return (output.loss, output) if return_outputs else output.loss
 
     def log(self, logs, start_time=None):
@@ -125,16 +133,13 @@ class DistillationTrainer(WholeCheckpoints):
             for term, value in self._terms.items():
                 logs[f"loss_{term}"] = self.accelerator.reduce(value / self._term_count, reduction="mean").item()
             self._terms, self._term_count = {}, 0
-            self._stop_if_not_finite(logs)
         super().log(logs, start_time)
 
-    def _stop_if_not_finite(self, logs: dict[str, float]) -> None:
-        bad = [term for term, value in logs.items() if term.startswith("loss") and not math.isfinite(value)]
-        if bad:
-            raise FloatingPointError(
-                f"{', '.join(sorted(bad, reverse=True))} became NaN or infinite at or before step "
-                f"{self.state.global_step}. Lower the learning rate or that loss's weight, or set max_grad_norm."
-            )
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16:  # whose scaler skips such steps by design
+            self.finite.see(self.state.global_step + 1, {"the gradient": grad_norm}, self._batch)
+        return grad_norm
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -173,6 +178,10 @@ class DistillationTrainer(WholeCheckpoints):
         return {key: float(value) for key, value in self.eval_scores.items() if not key.startswith("per_category")}
 
     # ---- checkpoints: the student alone, the losses beside it ----------------------------------------------------
+
+    def _save_checkpoint(self, model, trial):
+        self.finite.wait()
+        super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:

@@ -19,7 +19,7 @@ from dataset_builders import BUILDERS, DataArguments, data_options
 from hf_segkd.checks import check_classes, check_items, find_checkpoint, load_teacher
 from hf_segkd.config import DistillationConfig
 from hf_segkd.data import EvalTransform, SegmentationDataset, TrainTransform
-from hf_segkd.errors import readable_errors
+from hf_segkd.errors import TrainingFault, readable_errors
 from hf_segkd.hub import pin_revision
 from hf_segkd.loading import load_with_processor
 from hf_segkd.recipe import parse
@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> dict:
         begin_run(config.output_dir, recipe, script.overwrite)
 
     first_step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-    runtime = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
+    with readable_errors(TrainingFault):
+        runtime = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
     step = trainer.state.global_step
     if trainer.interrupted and step < trainer.state.max_steps:
         print(f"Interrupted at step {step}; the state is saved. Run the same command with --resume to go on.")
