@@ -18,9 +18,11 @@ class DistillationConfig(TrainingArguments):
             [`~hf_segkd.losses.check_losses`]. The default is plain training. A method set to `None` is left out.
         keep_checkpoints (`bool`, *optional*, defaults to `False`): Keep `checkpoint-*` after a finished run. By
             default they go: the final folder holds the best student and no training state.
+        ema_decay (`float`, *optional*): Between 0 and 1, both excluded: evaluate and save a moving average of the
+            student's weights, see [`~hf_segkd.averaging.WeightAverage`]. `None` does without.
 
     Raises:
-        ValueError: On unknown losses, options or weights.
+        ValueError: On unknown losses, options or weights, or an `ema_decay` out of range.
 
     Defaults that differ from `TrainingArguments`: `remove_unused_columns=False` (images are columns),
     `dataloader_drop_last=True`, SGD with momentum 0.9, the polynomial schedule of power 0.9 down to 0, no gradient
@@ -29,6 +31,8 @@ class DistillationConfig(TrainingArguments):
 
     losses: dict | str | None = field(default_factory=lambda: {"task": {}}, metadata={"help": "Losses by name."})
     keep_checkpoints: bool = field(default=False, metadata={"help": "Keep checkpoint-* folders of a finished run."})
+
+    ema_decay: float | None = field(default=None, metadata={"help": "Average the student's weights, e.g. 0.999."})
 
     remove_unused_columns: bool = False
     dataloader_drop_last: bool = True
@@ -67,6 +71,8 @@ class DistillationConfig(TrainingArguments):
         super().__post_init__()
         self.losses = _without_nulls(self.losses)
         check_losses(self.losses)
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, both excluded, got {self.ema_decay}.")
 
 
 def _without_nulls(losses: dict | None) -> dict:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from hf_segkd.losses import Weight, WeightSchedule
+from hf_segkd.config import DistillationConfig
+from hf_segkd.losses import Weight, WeightSchedule, build_losses, build_schedules
 from hf_segkd.losses.base import LossSetup
 from hf_segkd.models import InputNormalization, SegmentationOutput, output_shapes, upsamples_with_align_corners
 
@@ -112,3 +113,22 @@ def loss_setup(
         ignore_index=ignore_index,
         align_corners=upsamples_with_align_corners(student.config),
     )
+
+
+def build_distiller(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    args: DistillationConfig,
+    normalization: InputNormalization,
+    size: tuple[int, int],
+    ignore_index: int = 255,
+) -> Distiller:
+    """Put a student and the losses of `args.losses` together, for crops of `size` (h, w) pixels.
+
+    Raises:
+        ValueError: If a loss refuses the outputs of student or teacher.
+    """
+    # Projectors are drawn from the run's seed too, whatever was built before.
+    torch.manual_seed(args.seed)
+    losses, weights = build_losses(args.losses, loss_setup(student, teacher, size, ignore_index))
+    return Distiller(student, losses, weights, normalization, build_schedules(args.losses))

@@ -29,6 +29,16 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def average(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in one message. All must have one dtype and device."""
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([x.flatten() for x in tensors])
+    torch.distributed.all_reduce(flat)
+    for x, mean in zip(tensors, (flat / world_size()).split([x.numel() for x in tensors]), strict=True):
+        x.copy_(mean.view_as(x))
+
+
 def gather_with_gradient(x: Tensor) -> Tensor:
     """Concatenate `x` of all processes as [`gather`] does, with a gradient to the part of every process.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -9,21 +10,24 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from hf_segkd.averaging import WeightAverage, statistics
 from hf_segkd.callbacks import SaveOnSignal, SetEpoch, SetProgress
 from hf_segkd.checkpoints import WholeCheckpoints, remove_checkpoints
 from hf_segkd.class_map import class_names, map_classes
 from hf_segkd.config import DistillationConfig
 from hf_segkd.confusion import confusion_matrices, scores
 from hf_segkd.data.transforms import collate
-from hf_segkd.distiller import Distiller, loss_setup
+from hf_segkd.distiller import Distiller, build_distiller
+from hf_segkd.distributed import average
 from hf_segkd.faults import FiniteWatch, explained
 from hf_segkd.hub import CheckpointUploads, open_repository, push_folder, released_processor
 from hf_segkd.inference import upsampled_argmax
-from hf_segkd.losses import build_losses, build_schedules
 from hf_segkd.models import InputNormalization, load_processor, upsamples_with_align_corners
 from hf_segkd.optim import chain, loss_optimizers, refuse_own_optimizers
 
 LOSSES_FILE = "losses.safetensors"
+# With `ema_decay`: the weights that are trained, beside model.safetensors, which holds their average.
+WEIGHTS_FILE = "weights.safetensors"
 
 
 class DistillationTrainer(WholeCheckpoints):
@@ -71,22 +75,19 @@ class DistillationTrainer(WholeCheckpoints):
         size = tuple(train_dataset[0]["pixel_values"].shape[-2:])
         if teacher is not None:
             map_classes(teacher, class_names(student.config), teacher_classes)
-        weights = schedules = None
-        if losses is None:
-            # Projectors are drawn from the run's seed too, whatever was built before.
-            torch.manual_seed(args.seed)
-            losses, weights = build_losses(args.losses, loss_setup(student, teacher, size, ignore_index))
-            schedules = build_schedules(args.losses)
         normalization = InputNormalization.from_processor(processing_class)
-        distiller = Distiller(student, losses, weights, normalization, schedules)
+        if losses is None:
+            distiller = build_distiller(student, teacher, args, normalization, size, ignore_index)
+        else:
+            distiller = Distiller(student, losses, normalization=normalization)
         if args.world_size > 1 and args.device.type == "cuda":
             distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
         self.ignore_index, self.num_labels = ignore_index, student.config.num_labels
         self.align_corners = upsamples_with_align_corners(student.config)
         self.eval_matrix, self.eval_scores = 0, {}
         self.train_size, self.finite = size, FiniteWatch(args.output_dir)
-        self._terms: dict[str, torch.Tensor] = {}
-        self._term_count = 0
+        self._terms, self._term_count = {}, 0
+        self.average = WeightAverage(student, args.ema_decay) if args.ema_decay else None
         super().__init__(
             model=distiller,
             args=args,
@@ -95,7 +96,11 @@ class DistillationTrainer(WholeCheckpoints):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=self._add_to_metrics,
-            callbacks=[SetEpoch(train_dataset), SetProgress(distiller), SaveOnSignal(), *(callbacks or [])],
+            callbacks=[
+                *(SetEpoch(train_dataset), SetProgress(distiller), SaveOnSignal()),
+                *([self.average] if self.average else []),
+                *(callbacks or []),
+            ],
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             refuse_own_optimizers(distiller.losses, "FSDP" if self.is_fsdp_enabled else "DeepSpeed")
@@ -103,14 +108,21 @@ class DistillationTrainer(WholeCheckpoints):
         self.model_accepts_loss_kwargs = False
         self.student, self.teacher = student, None
         if teacher is not None:
-            self.teacher = teacher.requires_grad_(False).eval().to(args.device)
-            self.teacher_processing_class = teacher_processing_class or load_processor(teacher)
-            normalization = InputNormalization.from_processor(self.teacher_processing_class)
-            self.teacher_normalization = normalization.to(args.device)
+            self._take(teacher, teacher_processing_class or load_processor(teacher))
+
+    def _take(self, teacher: PreTrainedModel, processing_class) -> None:
+        self.teacher = teacher.requires_grad_(False).eval().to(self.args.device)
+        self.teacher_processing_class = processing_class
+        self.teacher_normalization = InputNormalization.from_processor(processing_class).to(self.args.device)
 
     def train(self, *args, **kwargs):
+        if self.average:
+            self.average.restart()
         with explained(self.args, self.train_size, self):
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+        if self.average:
+            self.average.apply()
+        return result
 
     # ---- one step ------------------------------------------------------------------------------------------------
 
@@ -153,6 +165,20 @@ class DistillationTrainer(WholeCheckpoints):
 
     # ---- evaluation: confusion matrices instead of logits --------------------------------------------------------
 
+    def evaluate(self, *args, **kwargs):
+        self._share_statistics()
+        with self._averaged():
+            return super().evaluate(*args, **kwargs)
+
+    def _averaged(self) -> AbstractContextManager:
+        """While training, what is evaluated and saved is the moving average where there is one."""
+        return self.average.applied() if self.average and self.is_in_train else nullcontext()
+
+    def _share_statistics(self) -> None:
+        # Each process counts the batch norm statistics of its own images; only on CUDA they share them at every step.
+        average(statistics(self.accelerator.unwrap_model(self.model).state_dict()))
+        average(statistics(self.average.values) if self.average else [])
+
     def get_eval_dataloader(self, eval_dataset=None):
         # Trainer's drop_last, meant for BatchNorm in training, would also leave out the last evaluation images.
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
@@ -181,6 +207,7 @@ class DistillationTrainer(WholeCheckpoints):
 
     def _save_checkpoint(self, model, trial):
         self.finite.wait()
+        self._share_statistics()
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir=None, state_dict=None):
@@ -189,23 +216,34 @@ class DistillationTrainer(WholeCheckpoints):
         output_dir = Path(output_dir or self.args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         distiller = self.accelerator.unwrap_model(self.model)
-        distiller.student.save_pretrained(output_dir)
+        with self._averaged():
+            distiller.student.save_pretrained(output_dir)
         released_processor(self.processing_class, distiller.student.config).save_pretrained(output_dir)
+        if self.average and self.is_in_train:
+            save_file(distiller.student.state_dict(), output_dir / WEIGHTS_FILE, metadata={"format": "pt"})
         losses = {key: value.contiguous() for key, value in distiller.losses.state_dict().items()}
         if losses and output_dir != Path(self.args.output_dir):
             save_file(losses, output_dir / LOSSES_FILE, metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        distiller = self.accelerator.unwrap_model(self.model)
-        # Through from_pretrained: the files of native models carry the Hub's older names (SegFormer), which a plain
-        # load_state_dict would skip with a mere warning.
-        saved = type(distiller.student).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        distiller.student.load_state_dict(saved.state_dict(), strict=True)
-        file = Path(resume_from_checkpoint) / LOSSES_FILE
+        distiller, folder = self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint)
+        self._load_student(folder)
+        if (folder / WEIGHTS_FILE).is_file():
+            distiller.student.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
+        file = folder / LOSSES_FILE
         distiller.losses.load_state_dict(load_file(file) if file.is_file() else {}, strict=True)
 
+    def _load_student(self, folder) -> None:
+        student = self.accelerator.unwrap_model(self.model).student
+        # Through from_pretrained: the files of native models carry the Hub's older names (SegFormer), which a plain
+        # load_state_dict would skip with a mere warning.
+        saved = type(student).from_pretrained(folder, dtype=torch.float32)
+        student.load_state_dict(saved.state_dict(), strict=True)
+        if self.average:
+            self.average.restart()
+
     def _load_best_model(self):
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_student(self.state.best_model_checkpoint)
 
     def finish(self) -> None:
         """Save the final student into `output_dir` and remove the checkpoints, unless `keep_checkpoints` is set."""
