@@ -20,6 +20,8 @@ class DistillationConfig(TrainingArguments):
             default they go: the final folder holds the best student and no training state.
         ema_decay (`float`, *optional*): Between 0 and 1, both excluded: evaluate and save a moving average of the
             student's weights, see [`~hf_segkd.averaging.WeightAverage`]. `None` does without.
+        total_batch_size (`int`, *optional*): Images in one optimizer step, of all processes and accumulated steps
+            together, that the learning rate was chosen for. A run with another number is warned, not changed.
 
     Raises:
         ValueError: On unknown losses, options or weights, or an `ema_decay` out of range.
@@ -33,6 +35,7 @@ class DistillationConfig(TrainingArguments):
     keep_checkpoints: bool = field(default=False, metadata={"help": "Keep checkpoint-* folders of a finished run."})
 
     ema_decay: float | None = field(default=None, metadata={"help": "Average the student's weights, e.g. 0.999."})
+    total_batch_size: int | None = field(default=None, metadata={"help": "Images a step the recipe is made for."})
 
     remove_unused_columns: bool = False
     dataloader_drop_last: bool = True

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
 
 from hf_segkd.averaging import WeightAverage, statistics
 from hf_segkd.callbacks import SaveOnSignal, SetEpoch, SetProgress
@@ -24,6 +25,7 @@ from hf_segkd.hub import CheckpointUploads, open_repository, push_folder, releas
 from hf_segkd.inference import upsampled_argmax
 from hf_segkd.models import InputNormalization, load_processor, upsamples_with_align_corners
 from hf_segkd.optim import chain, loss_optimizers, refuse_own_optimizers
+from hf_segkd.watching import CheckTeacher, ProgressBar, StepClock, TimeStudent, Warnings, peak_memory
 
 LOSSES_FILE = "losses.safetensors"
 # With `ema_decay`: the weights that are trained, beside model.safetensors, which holds their average.
@@ -86,7 +88,7 @@ class DistillationTrainer(WholeCheckpoints):
         self.align_corners = upsamples_with_align_corners(student.config)
         self.eval_matrix, self.eval_scores = 0, {}
         self.train_size, self.finite = size, FiniteWatch(args.output_dir)
-        self._terms, self._term_count = {}, 0
+        self._terms, self._term_count, self.clock = {}, 0, StepClock(args.device)
         self.average = WeightAverage(student, args.ema_decay) if args.ema_decay else None
         super().__init__(
             model=distiller,
@@ -99,9 +101,14 @@ class DistillationTrainer(WholeCheckpoints):
             callbacks=[
                 *(SetEpoch(train_dataset), SetProgress(distiller), SaveOnSignal()),
                 *([self.average] if self.average else []),
+                *(TimeStudent(student, self.clock), warnings := Warnings(distiller.weights)),
+                CheckTeacher(self, warnings),
                 *(callbacks or []),
             ],
         )
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(ProgressBar)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             refuse_own_optimizers(distiller.losses, "FSDP" if self.is_fsdp_enabled else "DeepSpeed")
         # Native heads take **kwargs, which Trainer reads as "the loss is already divided by the accumulation steps".
@@ -129,10 +136,12 @@ class DistillationTrainer(WholeCheckpoints):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         teacher = None
         if self.teacher is not None:
-            with torch.no_grad(), self.accelerator.autocast():
+            with torch.no_grad(), self.accelerator.autocast(), self.clock.span("teacher"):
                 pixel_values = self.teacher_normalization(inputs["pixel_values"])
                 teacher = self.teacher(pixel_values=pixel_values, output_hidden_states=True)
-        output = model(pixel_values=inputs["pixel_values"], labels=inputs["labels"], teacher=teacher)
+        with self.clock.span("model"):
+            output = model(pixel_values=inputs["pixel_values"], labels=inputs["labels"], teacher=teacher)
+        self.clock.images += len(inputs["labels"]) * self.args.world_size
         for term, value in output.terms.items():
             self._terms[term] = self._terms.get(term, 0) + value
         self._term_count += 1
@@ -140,11 +149,16 @@ class DistillationTrainer(WholeCheckpoints):
         self.finite.see(self.state.global_step + 1, {**output.terms, "loss": output.loss}, inputs)
         return (output.loss, output) if return_outputs else output.loss
 
+    def get_batch_samples(self, *args):
+        with self.clock.span("data", on_host=True):
+            return super().get_batch_samples(*args)
+
     def log(self, logs, start_time=None):
         if "loss" in logs and self._term_count:
             for term, value in self._terms.items():
                 logs[f"loss_{term}"] = self.accelerator.reduce(value / self._term_count, reduction="mean").item()
             self._terms, self._term_count = {}, 0
+            logs |= self.clock.report() | {"peak_memory_mib": peak_memory(self.args.device)}
         super().log(logs, start_time)
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -167,7 +181,7 @@ class DistillationTrainer(WholeCheckpoints):
 
     def evaluate(self, *args, **kwargs):
         self._share_statistics()
-        with self._averaged():
+        with self._averaged(), self.clock.span("pause", on_host=True):
             return super().evaluate(*args, **kwargs)
 
     def _averaged(self) -> AbstractContextManager:
@@ -208,7 +222,8 @@ class DistillationTrainer(WholeCheckpoints):
     def _save_checkpoint(self, model, trial):
         self.finite.wait()
         self._share_statistics()
-        super()._save_checkpoint(model, trial)
+        with self.clock.span("pause", on_host=True):
+            super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:

@@ -26,26 +26,33 @@ ALL_MOMENTS = [
 ]
 
 
-def killed(folder, moments) -> list[dict]:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
-    }
-    command = [sys.executable, str(TESTS / "killed_runs.py"), str(folder), *moments]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+def python(*arguments) -> str:
+    """What a Python process prints that sees this checkout."""
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    run = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]
-    return [json.loads(line) for line in run.stdout.splitlines()]
+    return run.stdout
 
 
 @pytest.mark.parametrize("moments", [MOMENTS, pytest.param(ALL_MOMENTS, marks=pytest.mark.slow)], ids=["3", "20"])
 def test_run_killed_at_any_moment_resumes_to_the_same_bits(tmp_path, moments):
     """A machine that is taken away asks nobody; also not a process that is writing a checkpoint just then."""
-    found = killed(tmp_path, moments)
+    found = [json.loads(line) for line in python(TESTS / "killed_runs.py", tmp_path, *moments).splitlines()]
     assert [run["moment"] for run in found] == moments
     # A run may be over before its late moment has come.
     assert sum(run["killed"] for run in found) >= len(moments) - 2
     assert all(run["resumed"] == 0 and run["same"] for run in found), found
+
+
+def test_two_processes_share_their_statistics_and_resume_to_the_same_bits(tmp_path):
+    """Each process counts the statistics of its own images, and draws from a generator of its own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    python(*launcher, TESTS / "resumed_processes.py", tmp_path)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert equal(first["whole"], second["whole"]) and first["statistics"]
+    assert first["rng"] == ["rng_state_0.pth", "rng_state_1.pth"]
+    assert equal(first["whole"], first["resumed"]) and equal(second["whole"], second["resumed"])
 
 
 def save(folder, step, size=10):
