@@ -207,7 +207,7 @@ def _full_disk(error: Exception) -> str | None:
     for number, reason in FULL.items():
         if os.strerror(number) in text or f"os error {number}" in text:
             return reason
-    writer_failed = "PytorchStreamWriter" in text or "iostream error" in text
+    writer_failed = any(name in text for name in ("PytorchStreamWriter", "iostream error", "inline_container"))
     return "the disk is full, or refuses what is written" if writer_failed else None
 
 

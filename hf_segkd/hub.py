@@ -130,8 +130,6 @@ def _place_checkpoint(download: Path, output_dir: Path) -> str:
     target = output_dir / f"checkpoint-{state['global_step']}"
     if state["best_model_checkpoint"]:
         best = output_dir / Path(state["best_model_checkpoint"]).name
-        state["best_model_checkpoint"] = str(best)
-        file.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         if best != target:
             best.mkdir()
             for path in download.iterdir():

@@ -21,7 +21,8 @@ from hf_segkd.data.transforms import collate
 from hf_segkd.distiller import Distiller, build_distiller
 from hf_segkd.distributed import average
 from hf_segkd.faults import FiniteWatch, explained
-from hf_segkd.hub import CheckpointUploads, open_repository, push_folder, released_processor
+from hf_segkd.hub import released_processor
+from hf_segkd.hub_uploads import UploadsToHub
 from hf_segkd.inference import upsampled_argmax
 from hf_segkd.models import InputNormalization, load_processor, upsamples_with_align_corners
 from hf_segkd.optim import chain, loss_optimizers, refuse_own_optimizers
@@ -32,7 +33,7 @@ LOSSES_FILE = "losses.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
 
 
-class DistillationTrainer(WholeCheckpoints):
+class DistillationTrainer(UploadsToHub, WholeCheckpoints):
     """[`~transformers.Trainer`] for a student, with or without a teacher.
 
     The trained module is a [`~hf_segkd.distiller.Distiller`] (student and losses); the teacher stays outside: frozen,
@@ -265,31 +266,6 @@ class DistillationTrainer(WholeCheckpoints):
         self.save_model(_internal_call=True)  # else Trainer would push a folder that is not complete yet
         if self.args.should_save and not self.args.keep_checkpoints:
             remove_checkpoints(self.args.output_dir)
-
-    # ---- the Hub -------------------------------------------------------------------------------------------------
-
-    def init_hf_repo(self, token=None, private=None):
-        if not self.is_world_process_zero():
-            return
-        args = self.args
-        name = args.hub_model_id or Path(args.output_dir).absolute().name
-        private = args.hub_private_repo if private is None else private
-        self.hub_model_id = open_repository(name, private, args.hub_revision, token or args.hub_token)
-        self.push_in_progress = CheckpointUploads(self.hub_model_id, args)
-
-    def push_to_hub(self, **kwargs) -> str:
-        """Upload `output_dir` as it is, after [`~hf_segkd.reporting.finish_run`]; returns the commit's address.
-
-        Raises:
-            HubError: With the command that tries again; the folder is complete all the same.
-        """
-        self._finish_current_push()
-        return push_folder(self.args.output_dir, self.hub_model_id, self.args.hub_revision, self.args.hub_token)
-
-    def _push_from_checkpoint(self, checkpoint_folder):
-        if self.is_world_process_zero():
-            best = self.state.best_model_checkpoint or checkpoint_folder
-            self.push_in_progress.start(checkpoint_folder, best, self.state.global_step)
 
     def end(self):
         # Without this, gloo processes sometimes abort while the last one is still closing.

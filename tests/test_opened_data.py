@@ -109,7 +109,8 @@ def test_every_dataset_recipe_merges_with_a_pair_and_a_method(path, tmp_path):
     flags = ["--output_dir", str(tmp_path), "--use_cpu"]
     (arguments, config), _ = parse((distill.ScriptArguments, DistillationConfig), [str(path), *others, *flags])
     spec = dataset_spec(arguments.dataset, arguments.data_dir, **distill.data_options(arguments))
-    assert arguments.dataset == path.stem == spec.name and len(arguments.crop_size) == 2 and config.max_steps > 0
+    assert path.stem.startswith(arguments.dataset) and arguments.dataset == spec.name  # one file for each schedule
+    assert len(arguments.crop_size) == 2 and config.max_steps > 0
 
 
 FAST = ["--crop_size", "32", "32", "--per_device_train_batch_size", "2", "--max_steps", "2", "--eval_steps", "2"]
@@ -131,7 +132,7 @@ def test_scripts_train_and_evaluate_on_a_folder_and_on_an_opened_dataset(tmp_pat
         config = json.loads((tmp_path / "run" / "config.json").read_text())
         assert list(config["id2label"].values()) == NAMES
         argv = [str(tmp_path / "run"), *data, "--output_dir", str(tmp_path / "eval"), "--device", "cpu"]
-        assert evaluate.main(argv)["per_class_iou"] == report["per_class_iou"]
+        assert next(iter(evaluate.main(argv).values()))["per_class_iou"] == report["per_class_iou"]
         again = distill.main(
             [str(tmp_path / "run" / "recipe.yaml"), "--output_dir", str(tmp_path / "again"), "--overwrite"]
         )
