@@ -24,10 +24,10 @@ def kd(loss: nn.Module, student: SegmentationOutput, teacher: SegmentationOutput
 
 
 def cwd(loss: nn.Module, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-    student_map, teacher_map = (x[loss.layer].flatten(2) / loss.temperature for x in (student, teacher))
-    distributions, target = F.softmax(student_map, dim=-1), F.softmax(teacher_map, dim=-1)
-    divergence = F.kl_div(distributions.log(), target, reduction="sum")
-    return divergence * loss.temperature**2 / (student_map.shape[0] * student_map.shape[1])
+    maps = (x[loss.layer].flatten(2) for x in (student, teacher))
+    distributions, target = (F.softmax(x / loss.temperature, dim=-1) for x in maps)
+    batch, channels, _ = distributions.shape
+    return F.kl_div(distributions.log(), target, reduction="sum") * loss.temperature**2 / (batch * channels)
 
 
 def at(loss: nn.Module, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
