@@ -1,10 +1,12 @@
 from hf_segkd.data.datasets import DATASETS, DatasetSpec
+from hf_segkd.data.photometric import PhotometricJitter
 from hf_segkd.data.transforms import EvalTransform, SegmentationDataset, TrainTransform, check_labels, collate
 
 __all__ = [
     "DATASETS",
     "DatasetSpec",
     "EvalTransform",
+    "PhotometricJitter",
     "SegmentationDataset",
     "TrainTransform",
     "check_labels",
