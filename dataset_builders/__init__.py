@@ -16,9 +16,11 @@ from dataset_builders.arguments import DataArguments, data_options
 from dataset_builders.camvid import CamVid
 from dataset_builders.cityscapes import Cityscapes
 from dataset_builders.coco_stuff_164k import CocoStuff164k
+from dataset_builders.files import RawFile
 from dataset_builders.folder import Folder
-from dataset_builders.opened import OpenedConfig, opened_spec, opened_splits
-from dataset_builders.pair_builder import Pairs
+from dataset_builders.opened import OpenedConfig, opened_ids, opened_spec, opened_splits
+from dataset_builders.pair_builder import PairBuilder, Pairs
+from dataset_builders.raw_splits import FileSplit, RowSplit
 from dataset_builders.synthetic import Synthetic
 from dataset_builders.voc_aug import VocAug
 from hf_segkd.data.datasets import DatasetSpec
@@ -34,6 +36,7 @@ __all__ = [
     "load_split",
     "load_splits",
     "own_fields",
+    "raw_splits",
 ]
 
 BUILDERS: dict[str, type[datasets.GeneratorBasedBuilder]] = {
@@ -48,7 +51,12 @@ BUILDERS: dict[str, type[datasets.GeneratorBasedBuilder]] = {
 
 
 def load_split(
-    name: str, data_dir: str | None, split: str, cache_dir: str | None = None, **config
+    name: str,
+    data_dir: str | None,
+    split: str,
+    cache_dir: str | None = None,
+    skip: dict[str, list[int]] | None = None,
+    **config,
 ) -> datasets.Dataset:
     """One split of a dataset, prepared on first use and read from the cache afterwards.
 
@@ -61,6 +69,8 @@ def load_split(
         data_dir (`str`, *optional*): Folder of the raw files; `None` for `"synthetic"`.
         split (`str`): `"train"`, `"validation"` or `"test"`; of a builder also a slice such as `"train[:8]"`.
         cache_dir (`str`, *optional*): Where to keep prepared data; the cache of `datasets` by default.
+        skip (`dict[str, list[int]]`, *optional*): Positions to leave out, by split, from
+            [`~hf_segkd.checks.check_data`]. Their files are not opened: all splits are prepared together.
         config: Fields of the builder's config, for instance `num_train` of `"synthetic"`, or of
             [`~dataset_builders.opened.OpenedConfig`].
 
@@ -70,15 +80,16 @@ def load_split(
     Raises:
         `ValueError`: Unknown name or split, unusable folder, or annotation values outside the classes.
     """
-    base = split.split("[")[0]
+    base, skip = split.split("[")[0], skip or {}
     if _is_opened(name):
         splits = opened_splits(name, data_dir, _config(name, config), cache_dir)
         _check_split(name, data_dir, base, splits)
-        return splits[split]
+        return _without(splits[split], skip.get(split, ()))
     pairs = find_pairs(name, data_dir, **config)
     _check_split(name, data_dir, base, pairs)
     _report_counts(name, {base: pairs[base]}, config)
-    return _prepare(name, data_dir, pairs, cache_dir, config).as_dataset(split=split)
+    skipped = frozenset(pairs[part][index][0] for part, indices in skip.items() for index in indices)
+    return _prepare(name, data_dir, pairs, cache_dir, config, skipped=skipped).as_dataset(split=split)
 
 
 def load_splits(
@@ -113,6 +124,23 @@ def find_pairs(name: str, data_dir: str | None, **config) -> dict[str, Pairs]:
         `ValueError`: Unknown name, or a folder without the expected files (the message says which were looked for).
     """
     return BUILDERS[name].find_pairs(data_dir, _config(name, config)) if not _is_opened(name) else {}
+
+
+def raw_splits(name: str, data_dir: str | None, **config) -> tuple[dict[str, FileSplit | RowSplit], dict]:
+    """What [`load_split`] would read, before anything is decoded or prepared, for [`~hf_segkd.checks.check_data`].
+
+    Returns:
+        `tuple[dict, dict]`: Splits by name, none for drawn datasets; and raw value (or colour) to train id.
+    """
+    if _is_opened(name):
+        splits = opened_splits(name, data_dir, _config(name, config))
+        ids = opened_ids(name, data_dir, _config(name, config))
+        return {split: RowSplit(rows) for split, rows in splits.items()}, ids
+    if not issubclass(BUILDERS[name], PairBuilder):
+        return {}, {}
+    root = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else None
+    splits = {split: FileSplit(pairs, root) for split, pairs in find_pairs(name, data_dir, **config).items()}
+    return splits, BUILDERS[name].label_map(_config(name, config)).ids
 
 
 def own_fields(config: type) -> list[str]:
@@ -167,12 +195,24 @@ def _suggest(word: str, words) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
+def _without(rows: datasets.Dataset, skipped: list[int]) -> datasets.Dataset:
+    return rows.select([index for index in range(len(rows)) if index not in skipped]) if skipped else rows
+
+
 def _prepare(
-    name: str, data_dir: str | None, pairs: dict, cache_dir: str | None, config: dict, num_proc: int | None = None
+    name: str,
+    data_dir: str | None,
+    pairs: dict[str, Pairs],
+    cache_dir: str | None,
+    config: dict,
+    num_proc: int | None = None,
+    skipped: frozenset[RawFile] = frozenset(),
 ):
     root = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else None
+    pairs = {split: [pair for pair in items if pair[0] not in skipped] for split, items in pairs.items()}
     key = _cache_key(BUILDERS[name], root, pairs, _config(name, config))
     builder = BUILDERS[name](data_dir=root, cache_dir=cache_dir, hash=key, **config)
+    builder.skipped = skipped
     try:
         builder.download_and_prepare(num_proc=num_proc)
     except DatasetGenerationError as error:

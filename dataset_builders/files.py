@@ -56,12 +56,19 @@ class FileReader(ExitStack):
         try:
             if not file.member:
                 return file.path.read_bytes()
-            if file.path not in self._archives:
-                self._archives[file.path] = self.enter_context(ZipFile(file.path))
-            return self._archives[file.path].read(file.member)
+            return self._archive(file).read(file.member)
         # RuntimeError: an encrypted member; NotImplementedError: a compression that Python does not know.
         except (OSError, BadZipFile, RuntimeError, NotImplementedError) as error:
             raise ValueError(f"Cannot read {file}: {error}. Restore the file.") from error
+
+    def size(self, file: RawFile) -> int:
+        """Bytes of a file's content, found without reading it."""
+        return self._archive(file).getinfo(file.member).file_size if file.member else file.path.stat().st_size
+
+    def _archive(self, file: RawFile) -> ZipFile:
+        if file.path not in self._archives:
+            self._archives[file.path] = self.enter_context(ZipFile(file.path))
+        return self._archives[file.path]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from hf_segkd.data.raw import upright_size
+
 IGNORE_INDEX = 255
 Color = tuple[int, int, int]
 _REFUSED = -1
@@ -72,7 +74,7 @@ class LabelMap:
 def encode_train_ids(
     image: Path | io.BytesIO, annotation: Path | io.BytesIO | None, label_map: LabelMap, names: tuple[str, str]
 ) -> bytes:
-    """PNG of train ids, at the size of the image.
+    """PNG of train ids, at the size of the image as it is shown, after its EXIF rotation.
 
     Args:
         image (`pathlib.Path` or `io.BytesIO`): Encoded picture; only its header is read.
@@ -85,16 +87,16 @@ def encode_train_ids(
     """
     try:
         with PIL.Image.open(image) as opened:
-            size = opened.size
+            shape = upright_size(opened)
         if annotation is None:
-            ids = np.full(size[::-1], IGNORE_INDEX, dtype=np.uint8)
+            ids = np.full(shape, IGNORE_INDEX, dtype=np.uint8)
         else:
             with PIL.Image.open(annotation) as opened:
                 ids = label_map(opened, names[1])
     except OSError as error:
         raise ValueError(f"Cannot read the pair {', '.join(names)}: {error}. Restore the files.") from error
-    if ids.shape != size[::-1]:
-        raise ValueError(f"{names[1]} has {ids.shape[1]} x {ids.shape[0]} pixels, its image {size[0]} x {size[1]}.")
+    if ids.shape != shape:
+        raise ValueError(f"{names[1]} has {ids.shape[1]} x {ids.shape[0]} pixels, its image {shape[1]} x {shape[0]}.")
     buffer = io.BytesIO()
     PIL.Image.fromarray(ids).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -76,6 +76,11 @@ def opened_splits(
     return splits.with_transform(_MapAnnotations(lookup))
 
 
+def opened_ids(name: str, data_dir: str | None, config: OpenedConfig, cache_dir: str | None = None) -> dict:
+    """Raw value, or colour, to train id."""
+    return _classes(name, _open(name, data_dir, cache_dir), config)[1].ids
+
+
 @lru_cache(maxsize=4)
 def _open(name: str, data_dir: str | None, cache_dir: str | None) -> datasets.DatasetDict:
     try:

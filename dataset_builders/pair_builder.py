@@ -26,6 +26,8 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
             expressions whose group is what both share. No annotations: everything is ignored.
         COUNTS (`dict[str, int]`): Images per split as published.
         CODE (`tuple[ModuleType, ...]`): Modules beside the subclass's own that rows depend on.
+
+    An instance may have `skipped`, images (`RawFile`) to leave out.
     """
 
     VERSION = datasets.Version("1.0.0")
@@ -36,6 +38,7 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
     LAYOUT: dict[str, tuple[str, str | None]]
     COUNTS: dict[str, int] = {}
     CODE: tuple[ModuleType, ...] = (files, label_map)
+    skipped: frozenset[RawFile] = frozenset()
 
     @classmethod
     def spec(cls, data_dir: str | None, config: datasets.BuilderConfig) -> DatasetSpec:
@@ -104,7 +107,9 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"pairs": pairs})
+            datasets.SplitGenerator(
+                name=split, gen_kwargs={"pairs": [pair for pair in pairs if pair[0] not in self.skipped]}
+            )
             for split, pairs in self.find_pairs(dl_manager.manual_dir, self.config).items()
         ]
 

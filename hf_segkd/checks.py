@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
+from typing import Literal
 
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_segkd.checkpoints import PREFIX, last_checkpoint
 from hf_segkd.class_map import class_names, map_classes, normal, placeholders
 from hf_segkd.config import DistillationConfig
+from hf_segkd.data import DatasetSpec
+from hf_segkd.data.integrity import WARNINGS, find_leaks, find_problems, problem_table
+from hf_segkd.data.raw import LabelValues, RawSplit
 from hf_segkd.hub import fetch_checkpoint, open_repository
 from hf_segkd.loading import load_with_processor
 from hf_segkd.losses import LOSSES
 from hf_segkd.models import expose_features
+
+logger = logging.getLogger(__name__)
+SAMPLE = 1000  # images of a split whose files are decoded before training
 
 
 def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bool = False) -> str | None:
@@ -143,12 +150,51 @@ def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> 
     )
 
 
-def check_items(dataset: Dataset, limit: int = 1000) -> None:
-    """Read up to `limit` evenly spread items once, so that a wrong label stops the run before its first step.
+def check_data(
+    splits: dict[str, RawSplit],
+    ids: dict,
+    spec: DatasetSpec,
+    how: Literal["sample", "full", "none"] = "sample",
+    skip_unreadable: bool = False,
+    published: bool = False,
+) -> list[int]:
+    """Check the files of the training and evaluation split, and that no image is in two splits.
+
+    Unreadable files, masks that do not fit their image, that are colour pictures or JPEG, or that hold values outside
+    the classes, and images in two splits are refused. Masks without any label, and equal file names of different
+    images, are logged as warnings; so are images in two splits of a published dataset, which nobody can mend.
+
+    Args:
+        splits (`dict[str, RawSplit]`): Files by split; the first result of [`~dataset_builders.raw_splits`].
+        ids (`dict`): Raw value or colour to train id; its second result.
+        spec (`DatasetSpec`): Classes and names of the splits.
+        how (`str`, *optional*, defaults to `"sample"`): Up to 1000 evenly spread items of each split, all, or none.
+        skip_unreadable (`bool`, *optional*, defaults to `False`): Return the unreadable items of the training split,
+            all of which are then read, instead of refusing them.
+        published (`bool`, *optional*, defaults to `False`): Whether the splits are those of a benchmark.
+
+    Returns:
+        `list[int]`: Positions in the training split to leave out; empty unless `skip_unreadable`.
 
     Raises:
-        ValueError: From the dataset, naming the image: label values outside the classes, sizes that differ.
+        ValueError: If anything is refused; one table lists all of it by file, up to 10 lines of a kind.
     """
-    step = max(1, -(-len(dataset) // limit))
-    for index in range(0, len(dataset), step):
-        dataset[index]
+    if how == "none" and skip_unreadable:
+        raise ValueError("--skip_unreadable needs the check that finds them. Leave out --check_data none.")
+    if how == "none" or not splits:
+        return []
+    limit = SAMPLE if how == "sample" else None
+    limits = {spec.train_split: None if skip_unreadable else limit, spec.eval_split: limit}
+    problems = find_problems(splits, LabelValues(ids, spec.ignore_index, spec.num_labels), limits)
+    problems += find_leaks(splits)
+    train = [problem for problem in problems if problem.split == spec.train_split]
+    skipped = {problem.index for problem in train if problem.kind == "unreadable"} if skip_unreadable else set()
+    if len(skipped) == len(splits[spec.train_split]):
+        raise ValueError(f"All {len(skipped)} images of the {spec.train_split} split are unreadable.")
+    problems = [x for x in problems if x.split != spec.train_split or x.index not in skipped]
+    mild = {*WARNINGS, "leak"} if published else {*WARNINGS}
+    if warned := [problem for problem in problems if problem.kind in mild]:
+        logger.warning("Check these files of the data:\n%s", problem_table(warned))
+    if refused := [problem for problem in problems if problem.kind not in mild]:
+        raise ValueError(f"The data cannot be trained on:\n{problem_table(refused)}")
+    return sorted(skipped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 import re
@@ -56,7 +57,9 @@ def metrics_report(scores: dict, labels: tuple[str, ...], **facts) -> dict:
 
 
 def plain_logs() -> None:
-    """Switch the libraries' progress bars off where nobody watches: in a log file they are carriage returns."""
+    """Show what the library reports, and no progress bars in a log file, where they are carriage returns."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_segkd").setLevel(logging.INFO)
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
         datasets.disable_progress_bars()

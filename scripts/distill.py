@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from accelerate.utils import set_seed
 
 import dataset_builders
-from dataset_builders import BUILDERS, DataArguments, data_options
-from hf_segkd.checks import check_classes, check_items, find_checkpoint, load_teacher
+from dataset_builders import data_options
+from dataset_builders.training_data import InputArguments, training_data
+from hf_segkd.checks import check_classes, find_checkpoint, load_teacher
 from hf_segkd.config import DistillationConfig
-from hf_segkd.data import EvalTransform, SegmentationDataset, TrainTransform
 from hf_segkd.errors import TrainingFault, readable_errors
 from hf_segkd.hub import pin_revision
 from hf_segkd.loading import load_with_processor
@@ -29,19 +29,14 @@ from hf_segkd.trainer import DistillationTrainer
 
 
 @dataclass(kw_only=True)
-class ScriptArguments(DataArguments):
+class ScriptArguments(InputArguments):
     """What is trained on what; the training itself is set by [`~hf_segkd.config.DistillationConfig`]."""
 
-    dataset: str = field(metadata={"help": ", ".join(BUILDERS) + "; or a folder or Hub id."})
     student: dict | str = field(metadata={"help": "Hub id, folder, checkpoint, or {model_type: espnet, ...}, new."})
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the raw dataset."})
     teacher: str | None = field(default=None, metadata={"help": "Hub id, folder or original checkpoint, trained."})
     teacher_features: str | None = field(default=None, metadata={"help": "Its module to take features from."})
     teacher_classes: dict | str | None = field(default=None, metadata={"help": "{dataset's class: teacher's, ...}"})
     teacher_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
-    crop_size: list[int] = field(default_factory=lambda: [512, 1024], metadata={"help": "Height and width, pixels."})
-    scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0], metadata={"help": "Random scale, from, to."})
-    flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an earlier run in output_dir."})
     resume: bool = field(default=False, metadata={"help": "Go on from the newest whole checkpoint in output_dir."})
 
@@ -55,7 +50,7 @@ def main(argv: list[str] | None = None) -> dict:
             checkpoint = find_checkpoint(config, script.overwrite, script.resume)
         if script.teacher and (revision := pin_revision(script.teacher, script.teacher_revision)):
             script.teacher_revision = recipe["teacher_revision"] = revision  # a branch moves on, a recipe must not
-        trainer = build(script, config)
+        trainer, skipped = build(script, config)
     trainer.accelerator.wait_for_everyone()  # nobody writes while another process still looks at the folder
     if trainer.args.should_save:
         begin_run(config.output_dir, recipe, script.overwrite)
@@ -70,7 +65,7 @@ def main(argv: list[str] | None = None) -> dict:
     cost = training_cost(trainer.state.log_history, runtime, first_step, step)
     trainer.evaluate()
     spec = dataset_builders.dataset_spec(script.dataset, script.data_dir, **data_options(script))
-    report = metrics_report(trainer.eval_scores, spec.labels, **cost, **run_facts(trainer, spec, script.crop_size))
+    report = metrics_report(trainer.eval_scores, spec.labels, **cost, **run_facts(trainer, spec, script.crop_size), skipped_unreadable=skipped)
     if trainer.args.should_save:
         finish_run(trainer, spec, report)
         print(f"{table(report)}\nStudent, processor, recipe and metrics: {config.output_dir}")
@@ -81,8 +76,8 @@ def main(argv: list[str] | None = None) -> dict:
     return report
 
 
-def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTrainer:
-    """Check everything that can be checked, load data and models, and return the trainer.
+def build(script: ScriptArguments, config: DistillationConfig) -> tuple[DistillationTrainer, int]:
+    """Check everything that can be checked, load data and models; return the trainer and how many images it skips.
 
     Raises:
         ValueError: For whatever is wrong in recipe, data or models; nothing has been trained by then.
@@ -94,25 +89,19 @@ def build(script: ScriptArguments, config: DistillationConfig) -> DistillationTr
     student, processor = load_with_processor(script.student, id2label=spec.id2label)
     check_classes(student, spec.labels, "student")
 
-    transform = TrainTransform(
-        tuple(script.crop_size), tuple(script.scale_range), flip=script.flip, ignore_index=spec.ignore_index
-    )
-    splits = {}
-    for split, split_transform in ((spec.train_split, transform), (spec.eval_split, EvalTransform(spec.ignore_index))):
-        rows = dataset_builders.load_split(script.dataset, script.data_dir, split, **data_options(script))
-        splits[split] = SegmentationDataset(rows, split_transform, spec.num_labels, seed=config.seed)
-        check_items(splits[split])
-    return DistillationTrainer(
+    data = training_data(script, spec, config.seed)
+    trainer = DistillationTrainer(
         student,
         teacher,
         args=config,
-        train_dataset=splits[spec.train_split],
-        eval_dataset=splits[spec.eval_split],
+        train_dataset=data.train,
+        eval_dataset=data.validation,
         processing_class=processor,
         teacher_processing_class=teacher_processor,
         teacher_classes=script.teacher_classes,
         ignore_index=spec.ignore_index,
     )
+    return trainer, data.skipped
 
 
 if __name__ == "__main__":

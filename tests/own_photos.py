@@ -37,6 +37,20 @@ def write_photos(root: Path) -> Path:
     return root
 
 
+def write_splits(root: Path) -> Path:
+    """Eight images to train on and four to validate on, with nothing wrong."""
+    for split, indices in (("train", range(8)), ("val", range(8, 12))):
+        for index in indices:
+            save(root / "images" / split / f"{split}_{index}.png", picture(index, (80, 64)))
+            save(root / "masks" / split / f"{split}_{index}.png", ids(index, (80, 64)))
+    return root
+
+
+def cut_off(path: Path) -> None:
+    """Leave half of a file, as an interrupted download does."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def table(count: int = 6, **features) -> datasets.Dataset:
     columns = {"photo": datasets.Image(), "mask": datasets.Image(), **features}
     rows = [{"photo": picture(index), "mask": Image.fromarray(ids(index))} for index in range(count)]

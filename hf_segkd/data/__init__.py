@@ -1,3 +1,4 @@
+from hf_segkd.data.cache import DecodedRows, decoded
 from hf_segkd.data.datasets import DATASETS, DatasetSpec
 from hf_segkd.data.photometric import PhotometricJitter
 from hf_segkd.data.transforms import EvalTransform, SegmentationDataset, TrainTransform, check_labels, collate
@@ -5,10 +6,12 @@ from hf_segkd.data.transforms import EvalTransform, SegmentationDataset, TrainTr
 __all__ = [
     "DATASETS",
     "DatasetSpec",
+    "DecodedRows",
     "EvalTransform",
     "PhotometricJitter",
     "SegmentationDataset",
     "TrainTransform",
     "check_labels",
     "collate",
+    "decoded",
 ]

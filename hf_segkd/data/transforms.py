@@ -230,7 +230,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
     on whether the run was resumed.
 
     Args:
-        dataset (`datasets.Dataset`): Columns `image`, `annotation`, `image_id`.
+        dataset (`datasets.Dataset` or `DecodedRows`): Columns `image`, `annotation`, `image_id`.
         transform (`TrainTransform` or `EvalTransform`): Its `ignore_index` is the one annotations may hold.
         num_labels (`int`): Number of classes K; annotations may hold 0 to K - 1.
         seed (`int`, *optional*, defaults to `0`): Seed of the augmentation, >= 0.

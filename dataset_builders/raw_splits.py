@@ -1,0 +1,107 @@
+"""Splits as they are stored, for the checks before training: nothing is decoded or prepared."""
+
+import os
+
+import datasets
+import numpy as np
+import pyarrow.compute
+
+from dataset_builders.files import FileReader, RawFile
+from dataset_builders.pair_builder import Pairs
+
+
+class FileSplit:
+    """Pairs of files, in folders or zip archives.
+
+    Args:
+        pairs (`Pairs`): From [`~dataset_builders.find_pairs`].
+        root (`str`, *optional*): Folder that names are relative to.
+    """
+
+    def __init__(self, pairs: Pairs, root: str | None):
+        self.pairs, self.root, self.reader = pairs, root, FileReader()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def names(self, index: int) -> tuple[str, str]:
+        """Paths of image and mask below the root."""
+        return tuple(os.path.relpath(str(file), self.root) if file else "no mask" for file in self.pairs[index])
+
+    def sizes(self) -> list[int | None]:
+        """Bytes of each image."""
+        return [self._size(image) for image, _ in self.pairs]
+
+    def read_image(self, index: int) -> bytes:
+        """Encoded image."""
+        return self.reader.read(self.pairs[index][0])
+
+    def read_mask(self, index: int) -> bytes | None:
+        """Encoded mask; `None` is declared unlabelled."""
+        mask = self.pairs[index][1]
+        return None if mask is None else self.reader.read(mask)
+
+    def _size(self, image: RawFile) -> int | None:
+        return self.reader.size(image) if image.path.is_file() else None
+
+
+class RowSplit:
+    """Rows of a dataset that `datasets` opened.
+
+    Args:
+        rows (`datasets.Dataset`): Columns `image`, `annotation`, `image_id`; a transform is put aside.
+    """
+
+    def __init__(self, rows: datasets.Dataset):
+        if not isinstance(rows.features["image"], datasets.Image):
+            kind = type(rows.features["image"]).__name__
+            raise ValueError(f"The column of images holds {kind}, expected Image. Cast it with datasets.Image().")
+        rows = rows.with_format(None)
+        for column in ("image", "annotation"):
+            if isinstance(rows.features[column], datasets.Image):
+                rows = rows.cast_column(column, datasets.Image(decode=False))
+        self.rows = rows
+        self._names, self._sizes = _names_and_sizes(rows.remove_columns("annotation").with_format("arrow"))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def names(self, index: int) -> tuple[str, str]:
+        """Name of the image's file where the dataset knows it, else the row's `image_id`."""
+        return self._names[index], f"mask of {self._names[index]}"
+
+    def sizes(self) -> list[int | None]:
+        """Bytes of each image."""
+        return self._sizes
+
+    def read_image(self, index: int) -> bytes:
+        """Encoded image."""
+        return _content(self.rows[index]["image"])
+
+    def read_mask(self, index: int) -> bytes | np.ndarray | None:
+        """Encoded mask, or the values of a column of arrays; `None` is declared unlabelled."""
+        mask = self.rows[index]["annotation"]
+        return _content(mask) if isinstance(mask, dict) else mask if mask is None else np.asarray(mask)
+
+
+def _names_and_sizes(rows: datasets.Dataset) -> tuple[list[str], list[int | None]]:
+    """File name and bytes of each image, from the offsets of the table: the images themselves are not touched."""
+    names, sizes = [], []
+    for batch in rows.iter(batch_size=1000):
+        image, image_ids = batch["image"].combine_chunks(), batch["image_id"].to_pylist()
+        paths = image.field("path").to_pylist()
+        lengths = pyarrow.compute.binary_length(image.field("bytes")).to_pylist()
+        names += [os.path.basename(path or str(image_id)) for path, image_id in zip(paths, image_ids, strict=True)]
+        sizes += [_file_size(path) if size is None else size for path, size in zip(paths, lengths, strict=True)]
+    return names, sizes
+
+
+def _content(stored: dict) -> bytes:
+    if stored["bytes"] is not None:
+        return stored["bytes"]
+    with open(stored["path"], "rb") as file:
+        return file.read()
+
+
+def _file_size(path: str | None) -> int | None:
+    return os.path.getsize(path) if path and os.path.isfile(path) else None
