@@ -18,7 +18,7 @@ from huggingface_hub.utils import WeakFileLock
 from torch import Tensor
 
 from hf_segkd.data.parallel import in_threads
-from hf_segkd.data.transforms import read_example
+from hf_segkd.data.reading import read_example
 
 logger = logging.getLogger(__name__)
 

@@ -93,10 +93,16 @@ def decode(content: bytes) -> PIL.Image.Image:
         raise Unreadable(_first_line(error)) from None
 
 
+def orientation(picture: PIL.Image.Image) -> int:
+    """EXIF orientation, 1 is upright. Of a PNG that is not decoded yet, only what stands before the pixels counts."""
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return 1  # getexif() would decode the whole picture to look behind it
+    return picture.getexif().get(ORIENTATION, 1)
+
+
 def upright_size(picture: PIL.Image.Image) -> tuple[int, int]:
     """Height and width after the EXIF rotation, which `datasets` applies to images and to masks."""
-    turned = picture.getexif().get(ORIENTATION) in TURNED
-    return picture.size if turned else picture.size[::-1]
+    return picture.size if orientation(picture) in TURNED else picture.size[::-1]
 
 
 def raw_values(mask: PIL.Image.Image | np.ndarray, colors: bool) -> np.ndarray:

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_segkd.data.photometric import PhotometricJitter
+from hf_segkd.data.reading import StoredImage, read_example
 
 REDRAWS = 10  # of a crop with too much of one class, as in MMSegmentation; the last one is taken as it is
 
@@ -37,36 +39,6 @@ def check_labels(labels: Tensor, num_labels: int, ignore_index: int, image_id: s
             f"The annotation of image '{image_id}' holds {shown}; allowed are 0 to {num_labels - 1} and "
             f"{ignore_index} (ignored). Map raw ids to train ids in the dataset builder, or use this model's dataset."
         )
-
-
-def read_example(example: dict[str, Any]) -> dict[str, Any]:
-    """Decode one row to tensors: `image` uint8 (3, H, W) in RGB, `annotation` integer (H, W), palette PNGs as indices.
-
-    Rows of tensors (from a decoded cache) are returned as they are.
-
-    Raises:
-        `ValueError`: If the annotation is a colour picture, or its size differs from the image's.
-    """
-    if isinstance(example["image"], Tensor):
-        return example
-    image_id = example["image_id"]
-    annotation = np.array(example["annotation"])  # never convert("L"): it turns palette indices into grey levels
-    if annotation.ndim != 2 or annotation.dtype.kind not in "bui":
-        raise ValueError(
-            f"The annotation of image '{image_id}' has shape {annotation.shape} and type {annotation.dtype}, expected "
-            "one integer class id per pixel (H, W). Convert colour masks to class ids in the dataset builder."
-        )
-    if annotation.dtype != np.uint8:
-        annotation = annotation.astype(np.int64)
-    image = example["image"]
-    image = np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert() alone would copy once more
-    if image.shape[:2] != annotation.shape:
-        raise ValueError(
-            f"Image '{image_id}' is {image.shape[0]} x {image.shape[1]} pixels (height x width), its annotation "
-            f"{annotation.shape[0]} x {annotation.shape[1]}. Pair each image with its own annotation, at its own size."
-        )
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    return {"image": pixels, "annotation": torch.from_numpy(annotation), "image_id": image_id}
 
 
 def _source_window(start: int, length: int, source: int, scale: Fraction) -> tuple[int, int, int]:
@@ -176,6 +148,9 @@ class TrainTransform:
         image, annotation = example["image"], example["annotation"]
         scale = self.scales[_draw(len(self.scales), generator)]
         box = self._draw_box(annotation, scale, generator)
+        if isinstance(image, StoredImage):
+            top, _, height, _ = box
+            image = image.rows(_source_window(top, height, image.shape[1], scale)[1])
         image, annotation = resized_crop(image, annotation, scale, *box)
         if torch.rand((), generator=generator) < self.flip:
             image, annotation = image.flip(-1), annotation.flip(-1)
@@ -246,6 +221,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 f"The dataset lacks the columns {sorted(missing)}, it has {sorted(dataset.column_names)}. "
                 "Rename its columns to image, annotation and image_id."
             )
+        if isinstance(transform, TrainTransform) and isinstance(dataset, datasets.Dataset):
+            dataset = _left_encoded(dataset)
         self.dataset, self.transform, self.num_labels, self.seed = dataset, transform, num_labels, seed
         # Shared memory: workers that live on from epoch to epoch would keep their own copy of a plain number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -263,6 +240,13 @@ class SegmentationDataset(torch.utils.data.Dataset):
         check_labels(example["annotation"], self.num_labels, self.transform.ignore_index, example["image_id"])
         state = np.random.SeedSequence([self.seed, int(self._epoch), index]).generate_state(1)
         return self.transform(example, torch.Generator().manual_seed(int(state[0])))
+
+
+def _left_encoded(rows: datasets.Dataset) -> datasets.Dataset:
+    """The same rows with encoded images, which a crop needs in part; a transform of the rows gets whole ones."""
+    if rows.format["type"] is not None or not isinstance(rows.features["image"], datasets.Image):
+        return rows
+    return rows.cast_column("image", datasets.Image(decode=False))
 
 
 def collate(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

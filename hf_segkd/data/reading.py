@@ -1,0 +1,78 @@
+"""From a dataset's row to tensors, decoding no more than is needed."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+
+from hf_segkd.data.raw import orientation, upright_size
+
+
+class StoredImage:
+    """An encoded image of known size, decoded from the top as far down as a crop needs it.
+
+    Half of a PNG takes half of the time. Other formats, and PNGs that are interlaced or turned, are decoded whole.
+
+    Args:
+        stored (`dict`): Value of a `datasets.Image(decode=False)` column: `bytes`, or `path` of a file.
+    """
+
+    def __init__(self, stored: dict[str, Any]):
+        self._picture = PIL.Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
+        self.shape = (3, *upright_size(self._picture))
+
+    def rows(self, stop: int) -> Tensor:
+        """The first `stop` rows, uint8 (3, stop, W) in RGB; to be called once."""
+        with self._picture as picture:
+            before = orientation(picture)
+            if picture.format == "PNG" and before == 1 and not picture.info.get("interlace"):
+                # Pillow's decoder ends with the last row of its tile.
+                picture.tile = [tile._replace(extents=(0, 0, picture.width, stop)) for tile in picture.tile]
+            picture.load()
+            if orientation(picture) != before:
+                raise ValueError("A PNG file turns itself by EXIF after its pixels. Save it again.")
+            picture = PIL.ImageOps.exif_transpose(picture)
+            return image_tensor(picture.crop((0, 0, picture.width, stop)))
+
+
+def image_tensor(image: PIL.Image.Image) -> Tensor:
+    """Pixels as uint8 (3, H, W) in RGB; not to be written to."""
+    # Without a copy: convert() makes one of RGB images too, and from_numpy wants writable memory.
+    array = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return torch.from_dlpack(array).permute(2, 0, 1)
+
+
+def read_example(example: dict[str, Any]) -> dict[str, Any]:
+    """Read one row: `image` uint8 (3, H, W) in RGB, `annotation` integer (H, W), palette PNGs as indices.
+
+    An image that is still encoded becomes a [`StoredImage`]; rows of tensors (from a decoded cache) stay as they are.
+
+    Raises:
+        `ValueError`: If the annotation is a colour picture, or its size differs from the image's.
+    """
+    if isinstance(example["image"], Tensor | StoredImage):
+        return example
+    image_id = example["image_id"]
+    annotation = np.array(example["annotation"])  # never convert("L"): it turns palette indices into grey levels
+    if annotation.ndim != 2 or annotation.dtype.kind not in "bui":
+        raise ValueError(
+            f"The annotation of image '{image_id}' has shape {annotation.shape} and type {annotation.dtype}, expected "
+            "one integer class id per pixel (H, W). Convert colour masks to class ids in the dataset builder."
+        )
+    if annotation.dtype != np.uint8:
+        annotation = annotation.astype(np.int64)
+    encoded = isinstance(example["image"], dict)
+    image = StoredImage(example["image"]) if encoded else image_tensor(example["image"])
+    height, width = image.shape[1:]
+    if (height, width) != annotation.shape:
+        raise ValueError(
+            f"Image '{image_id}' is {height} x {width} pixels (height x width), its annotation "
+            f"{annotation.shape[0]} x {annotation.shape[1]}. Pair each image with its own annotation, at its own size."
+        )
+    return {"image": image, "annotation": torch.from_numpy(annotation), "image_id": image_id}
