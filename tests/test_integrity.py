@@ -131,11 +131,13 @@ def binary_masks(root):
         save(path, labels)
 
 
-def test_masks_of_0_and_255_are_not_taken_for_unlabelled(photos):
+def test_masks_of_0_and_255_are_not_taken_for_unlabelled(photos, caplog):
     """255 means "ignore" everywhere: the object would be left out and a constant prediction would score 100 %."""
     binary_masks(photos)
+    save(photos / "masks" / "train" / "train_2.png", np.full((64, 80), 255, dtype=np.uint8))  # nothing but object
     text = refusal(photos, labels=["background", "crack"])
     assert line(text, "train_1.png").startswith("binary mask") and "--label_map" in text
+    assert line(text, "train_2.png").startswith("binary mask") and "no label" not in text + caplog.text
     assert check(photos, labels=None, label_map={"0": "background", "255": "crack"}) == []
 
 
