@@ -3,6 +3,7 @@
 import functools
 import json
 
+import datasets
 import pytest
 from conftest import TINY
 from own_photos import COLUMNS, NAMES, cut_off, table, write_splits
@@ -10,6 +11,7 @@ from test_integrity import check, refusal
 from test_scripts import distill
 
 import dataset_builders
+from dataset_builders.training_data import InputArguments, training_data
 
 
 @pytest.fixture
@@ -34,6 +36,17 @@ def test_skipping_everything_or_without_a_check_is_refused(photos):
     for path in (photos / "images" / "train").iterdir():
         cut_off(path)
     assert "All 8 images of the train split are unreadable" in refusal(photos, skip_unreadable=True)
+
+
+def test_a_dataset_without_a_train_split_is_refused_in_words(tmp_path):
+    """A KeyError from the check would hide what the loader has to say."""
+    rows = table(4)
+    datasets.DatasetDict({"validation": rows}).save_to_disk(tmp_path / "disk")
+    options = {"labels": NAMES, **COLUMNS}
+    arguments = InputArguments(dataset=str(tmp_path / "disk"), crop_size=[16, 16], **options)
+    spec = dataset_builders.dataset_spec(arguments.dataset, **options)
+    with pytest.raises(ValueError, match="has no split 'train'"):
+        training_data(arguments, spec, seed=0)
 
 
 def test_skipped_rows_are_left_out_of_the_split(photos, tmp_path):
