@@ -91,6 +91,16 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
+def summary_table(reports: dict[str, dict]) -> str:
+    """Means of several models, one line each, as Markdown; below it on what and how they were scored."""
+    keys = ("mean_iou", "mean_accuracy", "overall_accuracy", "boundary_iou")
+    lines = ["| model | mIoU % | mean accuracy % | pixel accuracy % | boundary IoU % |", "|---|---|---|---|---|"]
+    for name, report in reports.items():
+        lines.append(f"| {name} | " + " | ".join(_percent(report[key]).strip() for key in keys) + " |")
+    report = next(iter(reports.values()))
+    return "\n".join([*lines, "", f"{report['images']} images, {report['split']}, {report['protocol']}.", ""])
+
+
 def comparison_table(difference: Difference, labels: Sequence[str], first: str, second: str) -> str:
     """Per-class IoU of `first` minus that of `second` in points, with intervals, as text for a terminal."""
     width = max(len("mean IoU"), *(len(label) for label in labels))

@@ -65,7 +65,13 @@ def main(argv: list[str] | None = None) -> dict:
     cost = training_cost(trainer.state.log_history, runtime, first_step, step)
     trainer.evaluate()
     spec = dataset_builders.dataset_spec(script.dataset, script.data_dir, **data_options(script))
-    report = metrics_report(trainer.eval_scores, spec.labels, **cost, **run_facts(trainer, spec, script.crop_size), skipped_unreadable=skipped)
+    report = metrics_report(
+        trainer.eval_scores,
+        spec.labels,
+        **cost,
+        **run_facts(trainer, spec, script.crop_size),
+        skipped_unreadable=skipped,
+    )
     if trainer.args.should_save:
         finish_run(trainer, spec, report)
         print(f"{table(report)}\nStudent, processor, recipe and metrics: {config.output_dir}")

@@ -32,6 +32,7 @@ from hf_segkd.reporting import (
     model_names,
     plain_logs,
     prediction_figure,
+    summary_table,
     table,
     write_json,
 )
@@ -69,6 +70,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             evaluation_figures({name: (model, processor)}, evaluation, dataset, spec, folder, device)
             print(f"{table(reports[name])}\n{name}: {summary(reports[name])}\n")
     if state.is_main_process and len(models) > 1:
+        (output_dir / "summary.md").write_text(summary_table(reports), encoding="utf-8")
+        print(summary_table(reports))
         prediction_figure(models, dataset, spec, device).save(output_dir / "predictions.png")
     if state.is_main_process and arguments.compare:
         compare(list(model_names(arguments.compare)), evaluations, spec.labels, output_dir)

@@ -154,6 +154,8 @@ def test_two_models_are_evaluated_and_compared_in_one_command(finished, teacher,
     first, second = (reports[comparison[key]]["mean_iou"] for key in ("first", "second"))
     value, low, high = comparison["mean_iou"]
     assert value == pytest.approx(first - second) and low <= value <= high
+    summary = (tmp_path / "summary.md").read_text()
+    assert all(f"| {name} | {100 * reports[name]['mean_iou']:.2f} |" in summary for name in reports)
     assert "95 % interval" in capsys.readouterr().out and (tmp_path / "predictions.png").is_file()
 
 
