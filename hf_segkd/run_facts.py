@@ -69,6 +69,7 @@ def _teacher_scores(trainer: DistillationTrainer, spec: DatasetSpec) -> dict:
             ignore_index=spec.ignore_index,
             device=trainer.args.device,
             num_workers=trainer.args.dataloader_num_workers,
+            num_labels=spec.num_labels,
         )
     except ValueError as error:  # from a teacher that reads images of one size only
         print(f"The teacher is not scored on the student's images: {error}")
