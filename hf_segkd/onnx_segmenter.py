@@ -34,11 +34,10 @@ _CROPS = (96, 128), (97, 131), (64, 199), (151, 80)
 class OnnxSegmenter:
     """A file of [`~hf_segkd.onnx_export.export_onnx`], run by onnxruntime on the CPU.
 
+    `metadata` holds what the file says of itself: `id2label`, `palette`, `size_multiple`, ...
+
     Args:
         path (`str` or `Path`): The file.
-
-    Attributes:
-        metadata (`dict[str, Any]`): What the file says of itself: `id2label`, `palette`, `size_multiple`, ...
 
     Raises:
         ValueError: A file without that metadata; on a call, images that the file does not take.

@@ -47,16 +47,19 @@ def result(*maps):
     return Segmented(image, dict(zip(names, maps, strict=True)), milliseconds)
 
 
-def test_each_model_gets_its_own_map_and_time(page, tiny_teacher):
+def test_each_model_gets_its_own_map_and_time(page, tiny_teacher, tiny_student):
     """One model's map shown twice would look like a perfect student."""
     shown = page.segment(PHOTO)
     assert list(shown.labels) == list(shown.milliseconds) == ["Teacher", "Student"]
     assert all(labels.shape == (60, 80) for labels in shown.labels.values())
     assert all(time > 0 for time in shown.milliseconds.values())
-    pixel_values = default_processor(tiny_teacher.config)(PHOTO, return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        expected = tiny_teacher(pixel_values=pixel_values).logits.argmax(dim=1)[0].numpy()
-    assert (shown.labels["Teacher"] == expected).all()
+    for title, model in (("Teacher", tiny_teacher), ("Student", tiny_student)):
+        processor = default_processor(model.config)
+        with torch.no_grad():
+            outputs = model(pixel_values=processor(PHOTO, return_tensors="pt")["pixel_values"])
+        (expected,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(60, 80)])
+        assert (shown.labels[title] == expected.numpy()).all()
+    assert (shown.labels["Teacher"] != shown.labels["Student"]).any()
 
 
 def test_a_single_model_is_enough(tiny_student):
@@ -146,7 +149,8 @@ def test_space_runs_from_its_folder_alone(tmp_path):
         model.save_pretrained(folder / "user" / name)
         default_processor(model.config).save_pretrained(folder / "user" / name)
     alone = "import sys; sys.path.insert(0, '.'); sys.modules |= dict.fromkeys(['datasets', 'evaluate', 'onnx'])"
-    check = "import app, hf_segkd; print(list(app.pages.segmenters), hf_segkd.__file__)"
+    kinds = "[block['type'] for block in app.page.get_config_file()['components']]"
+    check = f"import app, hf_segkd; print(list(app.pages.segmenters), hf_segkd.__file__, {kinds}.count('dataset'))"
     run = subprocess.run(
         [sys.executable, "-I", "-c", f"{alone}; {check}"],
         cwd=folder,
@@ -155,7 +159,7 @@ def test_space_runs_from_its_folder_alone(tmp_path):
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    assert f"['Teacher', 'Student'] {folder / 'hf_segkd'}" in run.stdout
+    assert f"['Teacher', 'Student'] {folder / 'hf_segkd' / '__init__.py'} 1" in run.stdout
 
 
 @pytest.mark.parametrize("model", ["student", "runs/a/student", "/tmp/student"])
