@@ -46,12 +46,15 @@ sdk: gradio
 sdk_version: {gradio}
 python_version: "3.11"
 app_file: app.py
+license: apache-2.0
 models:
 {models}
 ---
 
-Segment an image with {names}: overlay, time and area of each class. Made with hf_segkd, whose source is in this
-repository; `python app.py` runs the page anywhere with the packages of `requirements.txt`.
+Segment an image with {names}: overlay, time and area of each class.
+
+Made with hf_segkd, whose source is in this repository; `python app.py` runs the page anywhere
+with the packages of `requirements.txt`.
 """
 
 
