@@ -21,7 +21,7 @@ from hf_segkd.visualization import overlay
 
 _EXTRA = "pip install 'hf-segkd[demo]'"
 LONGEST_SIDE = 1024  # pixels; a phone's photo would take a CPU minutes
-_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pillow", "gradio")
+_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "safetensors", "numpy", "pillow", "gradio")
 _RESULT = {"interactive": False, "format": "png", "show_label": False, "buttons": ["download", "fullscreen"]}
 _APP = '''"""The page of hf_segkd's demo: {student}."""
 
