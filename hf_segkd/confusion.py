@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 BYTES = 256
-CHUNK = 2**19  # pixels
+CHUNK = 2**18  # pixels
 
 
 def confusion_matrices(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int = 255) -> Tensor:
