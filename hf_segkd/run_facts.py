@@ -28,9 +28,11 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
 
     Returns:
         `dict`: What was evaluated and how, seed and steps; `models` (parameters and MACs of the student; of the
-        teacher also scores, fractions); `hardware`, `processes`; `commit` of the code, `None` where it is not known.
+        teacher also scores, fractions); `loss_parameters`, those trained beside the student's; `hardware`,
+        `processes`; `commit` of the code, `None` where it is not known.
     """
     size = tuple(size)
+    losses = trainer.accelerator.unwrap_model(trainer.model).losses
     models = {"student": model_costs(trainer.student, size)}
     if trainer.teacher is not None:
         models["teacher"] = model_costs(trainer.teacher, size) | _teacher_scores(trainer, spec)
@@ -43,6 +45,7 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
         "best_step": trainer.state.best_global_step,
         "steps": trainer.state.global_step,
         "models": models,
+        "loss_parameters": sum(x.numel() for x in losses.parameters()),
         "macs_size": list(size),
         "hardware": hardware(trainer.args.device),
         "processes": trainer.args.world_size,
