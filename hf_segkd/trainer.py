@@ -26,6 +26,7 @@ from hf_segkd.hub_uploads import UploadsToHub
 from hf_segkd.inference import upsampled_argmax
 from hf_segkd.models import InputNormalization, load_processor, upsamples_with_align_corners
 from hf_segkd.optim import chain, loss_optimizers, refuse_own_optimizers
+from hf_segkd.subnormals import zero_subnormals
 from hf_segkd.watching import CheckTeacher, ProgressBar, StepClock, TimeStudent, Warnings, peak_memory
 
 LOSSES_FILE = "losses.safetensors"
@@ -119,7 +120,7 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
             self._take(teacher, teacher_processing_class or load_processor(teacher))
 
     def _take(self, teacher: PreTrainedModel, processing_class) -> None:
-        self.teacher = teacher.requires_grad_(False).eval().to(self.args.device)
+        self.teacher = zero_subnormals(teacher.requires_grad_(False).eval()).to(self.args.device)
         self.teacher_processing_class = processing_class
         self.teacher_normalization = InputNormalization.from_processor(processing_class).to(self.args.device)
 
