@@ -77,6 +77,19 @@ def test_prefix_and_outer_dict_are_taken_off(original, tmp_path):
     assert all(torch.equal(loaded[key], value) for key, value in original.items())
 
 
+def test_name_with_the_prefix_and_without_is_refused(original, tmp_path):
+    """One of the two tensors would win, and nobody would know which."""
+    both = original | {"module.br.weight": original["br.weight"] + 1}
+    with pytest.raises(ValueError, match="has br.weight with the prefix 'module.' and without"):
+        load_original(write(tmp_path, both))
+
+
+def test_imagenet_classifier_is_left_out(original):
+    """Some trainers save it beside the network that never used it."""
+    extra = {"fc.weight": torch.zeros(1000, 8), "fc.bias": torch.zeros(1000)}
+    assert convert(original | extra).state_dict().keys() == convert(original).state_dict().keys()
+
+
 def test_batch_counters_of_old_files_start_at_zero(original):
     """Files of torch 0.4 have none; a strict load would refuse them."""
     old = {key: value for key, value in original.items() if not key.endswith("num_batches_tracked")}
@@ -167,7 +180,8 @@ def test_file_that_needs_code_is_refused_without_running_it(tmp_path):
     [
         ([torch.zeros(1)], "holds a list, expected a state dict"),
         ({}, "holds a dict, expected a state dict"),
-        ({"epoch": 3, "weights": {"a": torch.zeros(1)}}, "its entry 'epoch' is a int, not a tensor"),
+        ({"epoch": 3, "weights": {"a": torch.zeros(1)}}, "its entry 'epoch' is a int"),
+        ({3: torch.zeros(1)}, "no state dict of names with tensors: its entry 3 is a Tensor"),
     ],
 )
 def test_file_without_a_state_dict_is_refused(content, message, tmp_path):

@@ -125,6 +125,16 @@ def test_inplace_abn_becomes_an_ordinary_norm():
     assert norm.weight[0] > 0 and norm.num_batches_tracked == 0
 
 
+def test_half_precision_file_becomes_a_float32_model():
+    """Computed in half precision, |weight| + 1e-5 is |weight|, and a folded bias loses its last digits."""
+    state_dict = small("skd-pspnet-resnet18-19")
+    state_dict = {key: value.half() if value.is_floating_point() else value for key, value in state_dict.items()}
+    weights = convert(state_dict).state_dict()
+    norm = weights["backbone.embedder.layers.0.normalization.weight"]
+    assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+    assert torch.equal(norm, state_dict["bn1.weight"].float().abs() + 1e-5)
+
+
 def test_older_names_of_structured_kd_teachers_are_read():
     """The released teacher holds pyramid and classifier in one sequence."""
     state_dict = small("skd-pspnet-resnet18-19")

@@ -15,6 +15,8 @@ __all__ = ["FAMILIES", "Family", "Part", "convert", "converted_processor", "load
 
 FAMILIES: tuple[Family, ...] = (espnet.FAMILY, segformer.FAMILY, *cirkd.FAMILIES, skd.FAMILY)
 WRAPPERS = ("state_dict", "model", "net")
+# The ImageNet classifier that some trainers leave beside the network.
+CLASSIFIER = "fc."
 
 
 def load_original(path: str | Path) -> StateDict:
@@ -45,10 +47,14 @@ def load_original(path: str | Path) -> StateDict:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(
-                f"'{path}' is no state dict: its entry {key!r} is a {type(value).__name__}, not a tensor. "
+                f"'{path}' is no state dict of names with tensors: its entry {key!r} is a {type(value).__name__}. "
                 f"Save the model's state dict alone, or under one of {', '.join(WRAPPERS)}."
             )
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    state_dict = {key.removeprefix("module."): value for key, value in content.items()}
+    if len(state_dict) != len(content):
+        twice = [key for key in content if f"module.{key}" in content]
+        raise ValueError(f"'{path}' has {_list(twice)} with the prefix 'module.' and without: keep one of the two.")
+    return state_dict
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -83,7 +89,8 @@ def convert(state_dict: StateDict, id2label: dict[int, str] | None = None) -> Pr
     """Make the model of an original checkpoint, its config inferred from the shapes.
 
     Args:
-        state_dict (`dict[str, torch.Tensor]`): Original names, as [`load_original`] gives them.
+        state_dict (`dict[str, torch.Tensor]`): Original names, as [`load_original`] gives them. Of any float type; an
+            ImageNet classifier (`fc.`) is left out.
         id2label (`dict[int, str]`, *optional*): Names of the classes, as many as the checkpoint has.
 
     Returns:
@@ -97,6 +104,9 @@ def convert(state_dict: StateDict, id2label: dict[int, str] | None = None) -> Pr
     broken = [key for key, value in state_dict.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(f"The checkpoint has NaN or infinite values in {_list(broken)}: its training had diverged.")
+    state_dict = {key: value for key, value in state_dict.items() if not key.startswith(CLASSIFIER)}
+    # In half precision the operations would round: |weight| + 1e-5 would be |weight|.
+    state_dict = {key: x.float() if x.is_floating_point() else x for key, x in state_dict.items()}
     model = AutoModelForSemanticSegmentation.from_config(_config(family, state_dict, id2label))
     unexpected = [key for key in state_dict if family.translate(key) is None]
     weights = {family.translate(key): value for key, value in state_dict.items() if key not in unexpected}
