@@ -1,9 +1,7 @@
 """How the golden vectors of the discriminator and of adversarial training are run."""
 
-import importlib.util
-
 import torch
-from golden_losses import FOLDER
+from golden_folder import rule
 
 from hf_segkd.losses import AdversarialLoss, LossSetup
 from hf_segkd.losses.adversarial import OBJECTIVES
@@ -21,6 +19,7 @@ MODULES = {
 SPECTRAL = {"weight": "weight_bar", "u": "weight_u", "v": "weight_v"}
 PROJECTIONS = {name: f"{name}_conv" for name in ("query", "key", "value")}
 PREPROCESSING = {1: "batch_norm", 2: "tanh", 3: "image"}
+DETFILL = rule("losses/detfill.py")
 ORDERS = {"teacher": "teacher_first", "student": "student_first"}
 
 
@@ -31,21 +30,13 @@ def original_name(key: str) -> str:
     return ".".join([MODULES[module], inner.get(first, first), *others])
 
 
-def detfill():
-    """The golden folder's own script for what is stored as a formula."""
-    spec = importlib.util.spec_from_file_location("detfill", FOLDER / "detfill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def drawn(tag, shape, hparams, dtype, scale=1.0):
-    return (torch.from_numpy(detfill().det_normal(tag, shape, hparams["salt"])) * scale).to(dtype)
+    return (torch.from_numpy(DETFILL.det_normal(tag, shape, hparams["salt"])) * scale).to(dtype)
 
 
 def fill(discriminator: Discriminator, hparams, dtype) -> Discriminator:
     """Give a discriminator the parameters and buffers that the original had."""
-    value, salt = detfill().det_value, hparams["salt"]
+    value, salt = DETFILL.det_value, hparams["salt"]
     state = discriminator.to(dtype).state_dict()
     filled = {key: torch.from_numpy(value(original_name(key), x.shape, salt)) for key, x in state.items()}
     discriminator.load_state_dict({key: x.reshape(state[key].shape) for key, x in filled.items()}, strict=True)

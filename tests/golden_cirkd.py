@@ -1,8 +1,7 @@
 """How the golden vectors of CIRKD and CIRKDv2 are run: several steps on one module, with the recorded draws."""
 
-import importlib.util
-
 import torch
+from golden_folder import rule
 
 import hf_segkd.losses.cirkd as cirkd
 from hf_segkd.losses import CIRKDMemoryLoss, CIRKDMiniBatchLoss, CIRKDv2Loss, KDLoss, LossSetup
@@ -214,7 +213,8 @@ def pipeline(tensors, hparams, monkeypatch):
     return found | gradients(loss, tensors, "grad", PIPELINE)
 
 
-def minibatch(tensors, hparams):
+def minibatch(tensors, hparams, monkeypatch):
+    """Value and gradient of a mini-batch case; of big ones the strided sample and norm that were kept."""
     if hparams.get("formula"):
         student, teacher = formula_maps(tensors["out.loss"].dtype, hparams)
         tensors["in.feat_s"], tensors["in.feat_t"] = student.requires_grad_(), teacher
@@ -222,12 +222,7 @@ def minibatch(tensors, hparams):
     pooling = "auto" if hparams["variant"] == "cirkd" else 2 if hparams.get("pooling") else 1
     shapes = setup(tensors, hparams, "in.feat_s", "in.feat_t")
     loss = CIRKDMiniBatchLoss(shapes, hparams["temperature"], pooling)
-    return loss, loss(SegmentationOutput(features=student), SegmentationOutput(features=teacher), None)
-
-
-def minibatch_samples(tensors, hparams, monkeypatch):
-    """Value and gradient of a mini-batch case; of big ones the strided sample and norm that were kept."""
-    _, value = minibatch(tensors, hparams)
+    value = loss(SegmentationOutput(features=student), SegmentationOutput(features=teacher), None)
     value.backward()
     grad = tensors["in.feat_s"].grad
     values = {"out.loss": value.detach(), "grad.in.feat_s": grad}
@@ -237,17 +232,13 @@ def minibatch_samples(tensors, hparams, monkeypatch):
 
 def formula_maps(dtype, hparams):
     """The inputs that are stored as a formula, made by the golden folder's own script."""
-    from golden_losses import FOLDER
-
-    spec = importlib.util.spec_from_file_location("detfill", FOLDER / "detfill.py")
-    detfill = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(detfill)
+    detfill = rule("losses/detfill.py")
     shapes = ((tag, (hparams["B"], hparams[f"C{tag}"], *hparams["hw"])) for tag in "st")
     return [torch.from_numpy(detfill.det_normal(tag, shape, hparams["salt"])).to(dtype) for tag, shape in shapes]
 
 
 RUNS = {
-    "cirkd_minibatch": minibatch_samples,
+    "cirkd_minibatch": minibatch,
     "cirkd_memory": memory("original"),
     "cirkd_memory_own_pixels": memory("own"),
     "cirkd_memory_2ranks": memory_ranks,
@@ -255,6 +246,3 @@ RUNS = {
     "gcn": context,
     "cirkdv2_pipeline": pipeline,
 }
-# For the common golden test: one step, one value.
-METHODS = {"cirkd_minibatch": minibatch}
-PARAMETERS = {}

@@ -1,18 +1,12 @@
 """How each method of the golden loss vectors is called in this library."""
 
-import json
-import os
-from pathlib import Path
-
-import golden_cirkd
 import golden_features
+import golden_folder
 import torch
 from safetensors.torch import load_file
 
 from hf_segkd.losses import ATLoss, CWDLoss, KDLoss, LossSetup, TaskLoss
 from hf_segkd.models import SegmentationOutput
-
-FOLDER = Path(os.environ.get("HF_SEGKD_GOLDEN", Path(__file__).parent / "golden")) / "losses"
 
 
 def setup(student: torch.Tensor, teacher: torch.Tensor | None, layer: str, ignore_index: int = 255) -> LossSetup:
@@ -69,17 +63,19 @@ METHODS = {
     "cwd_torchdistiller": cwd("teacher"),
     "cwd_teacher_channels": cwd("teacher"),
     "at": at,
-    **golden_cirkd.METHODS,
     **golden_features.METHODS,
 }
 # Where a golden tensor lives in our module.
 PARAMETERS = {"in.align.weight": "projector.weight", **golden_features.PARAMETERS}
 
 
+# CWD's comparisons with the logarithm of a raw value, which are NaN in the originals and not offered.
+MEANINGLESS = {("none", "kl"), ("none", "mse"), ("channel_mean", "kl")}
+
+
 def offered(case: dict) -> bool:
-    """Whether the library has this variant: all but CWD's comparisons with the logarithm of a raw value."""
-    norm, divergence = (case["hparams"].get(key) for key in ("norm_type", "divergence"))
-    return case["method"] in METHODS and norm != "none" and (norm, divergence) != ("channel_mean", "kl")
+    """Whether the library has this variant."""
+    return tuple(case["hparams"].get(key) for key in ("norm_type", "divergence")) not in MEANINGLESS
 
 
 def objective(outputs: dict[str, torch.Tensor], tensors, hparams) -> torch.Tensor:
@@ -90,14 +86,14 @@ def objective(outputs: dict[str, torch.Tensor], tensors, hparams) -> torch.Tenso
     return sum(weight * value for weight, value in zip(weights, outputs.values(), strict=True))
 
 
-def cases() -> list[dict]:
-    manifest = json.loads((FOLDER / "manifest.json").read_text())
-    return [case for case in manifest["cases"] if offered(case) and (FOLDER / case["file"]).is_file()]
+def cases(methods) -> list[dict]:
+    """Those of `methods` that the library has."""
+    return [case for case in golden_folder.loss_cases() if case["method"] in methods and offered(case)]
 
 
 def load(case: dict) -> dict[str, torch.Tensor]:
     """The case's tensors; those with a golden gradient are leaves that require one."""
-    tensors = load_file(FOLDER / case["file"])
+    tensors = load_file(golden_folder.LOSSES / case["file"])
     for key in list(tensors):
         if f"grad.{key}" in tensors:
             tensors[key].requires_grad_()

@@ -1,13 +1,12 @@
 """Adversarial distillation: golden values, gradients and state, who learns from which term, and what D keeps."""
 
-import json
 import math
 
 import golden_adversarial as golden
 import pytest
 import torch
 from conftest import LABELS, TINY, TinyScenes
-from golden_losses import FOLDER, assert_reproduced, load
+from golden_losses import assert_reproduced, cases, load
 from test_trainer import trainer_for
 
 from hf_segkd.losses import AdversarialLoss, LossSetup
@@ -17,11 +16,6 @@ from hf_segkd.models import SegmentationOutput, load_segmenter
 
 K = 3
 RECIPE = {"task": {}, "kd": {}, "adversarial": {"weight": {"student": 0.001, "discriminator": 0.1}}}
-
-
-def cases():
-    manifest = json.loads((FOLDER / "manifest.json").read_text())
-    return [case for case in manifest["cases"] if case["method"] in golden.RUNS and (FOLDER / case["file"]).is_file()]
 
 
 def setup(height=64, width=64, classes=K):
@@ -49,7 +43,7 @@ def gradients(loss, student, total):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", cases(golden.RUNS), ids=lambda case: case["name"])
 def test_discriminator_losses_and_training_are_those_of_the_original(case):
     """A stale singular vector or a swapped call trains on, a little off, and no loss curve would show it."""
     tensors = load(case)

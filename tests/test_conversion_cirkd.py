@@ -64,7 +64,7 @@ def classifier(state_dict):
     return next(f"{name}.weight" for name in names if f"{name}.weight" in state_dict)
 
 
-@pytest.mark.parametrize("name", golden_models.implemented())
+@pytest.mark.parametrize("name", golden_models.names())
 def test_checkpoint_belongs_to_one_family(name):
     """With two, the order of a tuple would decide which network is built."""
     keys = dict(key[:2] for key in golden_models.read(name)["state_dict"])

@@ -1,7 +1,4 @@
-import json
-import os
-from pathlib import Path
-
+import golden_folder
 import numpy as np
 import pytest
 import torch
@@ -9,8 +6,6 @@ from safetensors.torch import load_file
 
 from hf_segkd.confusion import confusion_matrices, confusion_matrix, scores
 from hf_segkd.metrics import MeanIoU
-
-GOLDEN = Path(os.environ.get("HF_SEGKD_GOLDEN", Path(__file__).parent / "golden")) / "losses"
 
 # The example in the documentation of evaluate's mean_iou, with the values printed there.
 PREDICTIONS = [[[1, 2], [3, 4], [5, 255]], [[2, 7], [9, 2], [3, 6]], [[2, 2, 3], [8, 2, 4], [3, 255, 2]]]
@@ -169,16 +164,14 @@ def test_class_names_label_the_result_and_must_fit():
 
 
 def golden_cases() -> list[dict]:
-    manifest = GOLDEN / "manifest.json"
-    cases = json.loads(manifest.read_text())["cases"] if manifest.is_file() else []
-    return [case for case in cases if case["method"] == "metric"]
+    return [case for case in golden_folder.loss_cases() if case["method"] == "metric"]
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("case", golden_cases(), ids=lambda case: case["name"])
 def test_scores_equal_the_original_code(case):
     """mean_iou_all is compared with published tables, so it must be the number their code computes."""
-    tensors = load_file(GOLDEN / case["file"])
+    tensors = load_file(golden_folder.LOSSES / case["file"])
     num_labels, updates = case["hparams"]["classes"], case["hparams"]["updates"]
     metric = MeanIoU(num_labels, ignore_index=case["hparams"]["ignore_index"])
     for update in range(updates):

@@ -7,9 +7,8 @@ from transformers import SegformerForSemanticSegmentation
 
 from hf_segkd.conversion import convert, converted_processor, recognise
 from hf_segkd.conversion.segformer import config
-from hf_segkd.models import expose_features, load_processor, load_segmenter
+from hf_segkd.models import load_processor, load_segmenter
 
-GOLDEN = [name for name in golden_models.implemented() if "segformer" in name]
 B0 = "cirkd-segformer-MiT_B0-19"
 
 
@@ -21,31 +20,6 @@ def original():
 
 def images(*size):
     return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.golden
-def test_golden_folder_holds_segformers():
-    """With a signature that matches nothing, the comparisons would run over nothing and pass."""
-    assert GOLDEN
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", GOLDEN)
-def test_stages_equal_the_original(name):
-    """Logits alone do not tell in which stage a map goes wrong, and losses read these maps."""
-    case, expected = golden_models.read(name), golden_models.outputs(name)
-    model = expose_features(convert(golden_models.original_state_dict(case)))
-    salt, size = case["input_salts"][0], case["inputs"][0]
-    with torch.no_grad():
-        # The originals read BGR.
-        output = model(pixel_values=golden_models.image(salt, size).flip(1), output_hidden_states=True)
-    for number, hidden_state in enumerate(output.hidden_states, start=1):
-        key = f"{size[0]}x{size[1]}.stage{number}"
-        assert list(hidden_state.shape) == case["tensors"][key]["shape"]
-        values = golden_models.golden_rule.sample(hidden_state.flatten().numpy(), cap=case["tensors"][key]["stored"])
-        # 1e-4 of the largest value: float32 sums of another order give 1e-5 at worst.
-        difference = (torch.from_numpy(values) - expected[key].flatten()).abs().max()
-        assert difference <= 1e-4 * case["tensors"][key]["absmax"], key
 
 
 def test_converted_model_is_the_same_after_save_and_load(original, tmp_path):
