@@ -106,6 +106,17 @@ def test_loss_adds_the_auxiliary_one_with_its_weight(head):
     torch.testing.assert_close(output.loss, cross_entropy(output.logits) + 0.4 * cross_entropy(output.aux_logits))
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_auxiliary_loss_reaches_the_backbone_up_to_the_map_it_reads(head):
+    """It is there for the backbone: a head that only trains itself costs time and helps nobody."""
+    model = tiny(head)
+    model(images(33, 40)).aux_logits.square().mean().backward()
+    reached = {name for name, parameter in model.backbone.named_parameters() if parameter.grad is not None}
+    stages = {name.split(".")[2] for name in reached if name.startswith("encoder.stages.")}
+    assert stages == {"0", "1", "2"} and any(name.startswith("embedder.") for name in reached)
+    assert all(parameter.grad is None for parameter in model.decode_head.parameters())
+
+
 def test_auxiliary_head_can_be_left_out():
     """A teacher does not need one, and the mobile backbones have none."""
     model = tiny("deeplabv3", use_auxiliary_head=False)
