@@ -4,13 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_segkd.losses import LossSetup, TaskLoss, cross_entropy
+from hf_segkd.distiller import loss_setup
+from hf_segkd.losses import LossSetup, TaskLoss, build_losses, cross_entropy
 from hf_segkd.losses.cross_entropy import upsampled_cross_entropy
 from hf_segkd.losses.divergence import softmax_kl
-from hf_segkd.models import SegmentationOutput
+from hf_segkd.models import SegmentationOutput, load_segmenter
 from hf_segkd.models.outputs import segmentation_loss
 
 K, IGNORE = 3, 255
+RESNET = {"model_type": "segkd_resnet", "stem_width": 4, "depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 12, 16]}
 SIZES = {
     "enlarged": ((5, 7), (40, 56)),
     "odd ratio": ((5, 7), (33, 50)),
@@ -146,3 +148,15 @@ def test_fused_kl_refuses_shapes_that_would_broadcast():
     """One channel against three would be compared with each of them, silently."""
     with pytest.raises(ValueError, match=r"same shape, got \(2, 3, 7\) and \(2, 1, 7\)"):
         softmax_kl(draw(2, 3, 7), draw(2, 1, 7), dim=-1)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_training_upsamples_as_the_students_config_says(align_corners):
+    """Trained one way and scored the other, a student loses points that no curve shows."""
+    spec = {"model_type": "deeplabv3", "backbone": RESNET, "hidden_size": 8, "align_corners": align_corners}
+    student = load_segmenter(spec, id2label={index: str(index) for index in range(K)}).eval()
+    pixel_values, labels = draw(2, 3, 40, 56, dtype=torch.float32), draw_labels((40, 56))
+    losses, _ = build_losses({"task": {}}, loss_setup(student, None, (40, 56), IGNORE))
+    with torch.no_grad():
+        output = student(pixel_values, labels=labels)
+        torch.testing.assert_close(losses["task"](output, None, labels), output.loss)
