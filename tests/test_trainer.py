@@ -64,7 +64,7 @@ def test_every_term_is_logged_and_the_weighted_sum_is_the_loss(tmp_path, tiny_st
 def test_label_to_ignore_is_the_datasets_in_training_and_in_evaluation(tmp_path, tiny_student, tiny_teacher):
     """Void trained as a class, or a class left out as void, shows in no shape."""
     args = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, max_steps=1, losses={"task": {}, "ifvd": {}})
-    options = {"args": args, "train_dataset": TinyScenes(), "ignore_index": 9}
+    options = {"args": args, "train_dataset": TinyScenes(), "eval_dataset": TinyScenes(3), "ignore_index": 9}
     trainer = DistillationTrainer(tiny_student, tiny_teacher, **options)
     assert [loss.setup.ignore_index for loss in trainer.model.losses.values()] == [9, 9]
     assert trainer.ignore_index == 9
