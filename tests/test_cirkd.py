@@ -123,6 +123,17 @@ def test_seed_alone_decides_queues_and_draws():
     assert torch.equal(a.draw_slots("pixel", 40), b.draw_slots("pixel", 40))
 
 
+def test_processes_draw_apart_what_is_theirs_and_together_what_is_shared(monkeypatch):
+    """The same masks and pixels in all processes are fewer than the batch suggests; queues that differ never meet."""
+    drawn = []
+    for process in (0, 1):
+        monkeypatch.setattr(draws, "rank", lambda process=process: process)
+        source = draws.SeededDraws(seed=0)
+        shared = source.unit_rows((2, 5, 4), "float32"), source.permutation(50, shared=True)
+        drawn.append((*shared, source.permutation(50), source.uniform((50,))))
+    assert [torch.equal(a, b) for a, b in zip(*drawn, strict=True)] == [True, True, False, False]
+
+
 def test_queues_of_two_processes_stay_equal(monkeypatch):
     """Without the exchange every process would train against its own memory."""
     losses, batches = [memory(), memory()], [maps(seed=1), maps(seed=2)]
