@@ -2,8 +2,16 @@
 
 A map of N anchors and M keys has N·M entries: 2 GB in float32 for two images of 64×128 positions, teacher and student.
 Both KL functions walk over blocks of it. They are exact: only the order of the sums differs from the plain formula.
+
+Each has two forms. Triton kernels compute float32, float16 and bfloat16 on NVIDIA GPUs from compute capability 8.0 on
+where `triton` is installed, which PyTorch's CUDA builds see to; PyTorch operations compute the rest. The environment
+variable `HF_SEGKD_SIMILARITY` chooses otherwise: `torch` always takes PyTorch's form, `bf16` lets the kernels round
+float32 unit vectors to bfloat16 (twice tf32's rate; the gradient's error grows as the student comes close to the
+teacher). The default `auto` multiplies float32 in tf32 where `torch.backends.cuda.matmul` does.
 """
 
+import importlib.util
+import os
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +20,9 @@ from torch.autograd.function import once_differentiable
 
 # exp(60)·8192 and its inverse are ordinary float32 numbers: below it sums of exponentials need no running maximum.
 LARGEST_PLAIN_EXPONENT = 60.0
+FORMS = ("auto", "torch", "bf16")
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FIRST_CAPABILITY = (8, 0)  # Ampere: the first with tf32
 SMALLEST_NORM = 1e-12  # as F.normalize
 CPU_TILE, GPU_TILE = 512, 4096
 CPU_BLOCK, GPU_BLOCK = 2**20, 2**24
@@ -47,8 +58,13 @@ def image_pair_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
             f"student and teacher must have the same images and rows, got {tuple(student.shape[:2])} and "
             f"{tuple(teacher.shape[:2])}. Resize the teacher's map first."
         )
-    plain = 1 / temperature <= LARGEST_PLAIN_EXPONENT
-    function = _SymmetricPairKL if plain else _RowPairKL
+    if uses_kernels(student):
+        # Here, because importing Triton takes time and a GPU is rarely there.
+        from hf_segkd.losses.similarity_triton import PairKL as function
+    elif 1 / temperature <= LARGEST_PLAIN_EXPONENT:
+        function = _SymmetricPairKL
+    else:
+        function = _RowPairKL
     return function.apply(student, teacher.detach(), temperature)
 
 
@@ -65,7 +81,34 @@ def bank_kl(student: Tensor, teacher: Tensor, keys: Tensor, weights: Tensor, tem
     Returns:
         `torch.Tensor`: Scalar, `Σ_n weights_n · KL_n`. Kept for backward: one tensor of the anchors' size.
     """
-    return _BankKL.apply(student, teacher.detach(), keys.detach(), weights.detach(), temperature)
+    if uses_kernels(student):
+        from hf_segkd.losses.similarity_triton import BankKL as function
+    else:
+        function = _BankKL
+    return function.apply(student, teacher.detach(), keys.detach(), weights.detach(), temperature)
+
+
+def chosen_form() -> str:
+    """The value of `HF_SEGKD_SIMILARITY`.
+
+    Raises:
+        ValueError: If it is none of `FORMS`.
+    """
+    form = os.environ.get("HF_SEGKD_SIMILARITY", "auto")
+    if form not in FORMS:
+        raise ValueError(f"HF_SEGKD_SIMILARITY must be one of {', '.join(FORMS)}, got {form!r}.")
+    return form
+
+
+def uses_kernels(x: Tensor) -> bool:
+    """Whether Triton's kernels compute on `x`; with `TRITON_INTERPRET=1` its interpreter runs them on a CPU."""
+    if chosen_form() == "torch" or x.dtype not in KERNEL_DTYPES:
+        return False
+    if not x.is_cuda:
+        return os.environ.get("TRITON_INTERPRET") == "1"
+    # A ROCm build of PyTorch calls its device cuda too.
+    known = torch.version.cuda is not None and torch.cuda.get_device_capability(x.device) >= FIRST_CAPABILITY
+    return known and importlib.util.find_spec("triton") is not None
 
 
 class _UnitVectors(torch.autograd.Function):
@@ -92,7 +135,7 @@ class _SymmetricPairKL(torch.autograd.Function):
         images, positions, _ = student.shape
         s, t = student.flatten(0, 1), teacher.flatten(0, 1)
         sums_s, sums_t, cross = (s.new_zeros(images * positions, images) for _ in range(3))
-        for (i, rows), (j, columns) in _tiles(student):
+        for (i, rows), (j, columns) in tiles(student):
             tile_s, tile_t = s[rows] / temperature @ s[columns].T, t[rows] / temperature @ t[columns].T
             difference = tile_t - tile_s
             # In place, so that the tiles stay in the cache.
@@ -113,7 +156,7 @@ class _SymmetricPairKL(torch.autograd.Function):
         scale = grad / (sums_s.numel() * ctx.temperature)
         scale_s, scale_t = scale / sums_s, scale / sums_t
         gradient = torch.zeros_like(s)
-        for (i, rows), (j, columns) in _tiles(student):
+        for (i, rows), (j, columns) in tiles(student):
             exp_s = (s[rows] / ctx.temperature @ s[columns].T).exp_()
             exp_t = (t[rows] / ctx.temperature @ t[columns].T).exp_()
             factor_s, factor_t = scale_s[rows, j][:, None], scale_t[rows, j][:, None]
@@ -164,7 +207,7 @@ class _BankKL(torch.autograd.Function):
     def forward(ctx, student: Tensor, teacher: Tensor, keys: Tensor, weights: Tensor, temperature: float) -> Tensor:
         total = student.new_zeros(())
         gradient = torch.zeros_like(student) if ctx.needs_input_grad[0] else None
-        step = _rows_per_block(keys, len(keys))
+        step = rows_per_block(keys, len(keys))
         for start in range(0, len(student), step):
             rows = slice(start, start + step)
             # The temperature divides the anchors, which are fewer than their similarities.
@@ -184,10 +227,10 @@ class _BankKL(torch.autograd.Function):
         return grad * gradient, None, None, None, None
 
 
-def _tiles(x: Tensor) -> Iterator[tuple[tuple[int, slice], tuple[int, slice]]]:
+def tiles(x: Tensor) -> Iterator[tuple[tuple[int, slice], tuple[int, slice]]]:
     """Pairs (image, rows) on and above the diagonal of the (B·N)×(B·N) map; no tile crosses from image to image."""
     images, positions, _ = x.shape
-    size = GPU_TILE if x.is_cuda else CPU_TILE
+    size = tile_size(x)
     blocks = [
         (i, slice(i * positions + start, i * positions + min(start + size, positions)))
         for i in range(images)
@@ -198,14 +241,20 @@ def _tiles(x: Tensor) -> Iterator[tuple[tuple[int, slice], tuple[int, slice]]]:
             yield block, other
 
 
+def tile_size(x: Tensor) -> int:
+    """Rows and columns of the blocks of the map that exist at once."""
+    return GPU_TILE if x.is_cuda else CPU_TILE
+
+
 def _row_blocks(x: Tensor) -> Iterator[tuple[int, int, slice]]:
     images, positions, _ = x.shape
-    step = _rows_per_block(x, positions)
+    step = rows_per_block(x, positions)
     for i in range(images):
         for j in range(images):
             for start in range(0, positions, step):
                 yield i, j, slice(start, start + step)
 
 
-def _rows_per_block(x: Tensor, columns: int) -> int:
+def rows_per_block(x: Tensor, columns: int) -> int:
+    """Rows of a map with `columns` that exist at once."""
     return max(1, (GPU_BLOCK if x.is_cuda else CPU_BLOCK) // columns)
