@@ -70,6 +70,27 @@ def test_bands_read_every_row_that_has_a_weight(height, target, align_corners):
         assert reads.start <= used.min() and used.max() < reads.stop <= height
 
 
+def test_class_weights_count_as_in_torch():
+    """Weights of the sum that are forgotten in the mean's divisor would change the learning rate instead."""
+    labels, weights = draw_labels((40, 56)), [0.5, 4.0, 0.0625]
+    loss = TaskLoss(LossSetup({"logits": (1, K, 5, 7)}, K, align_corners=False), class_weights=weights).double()
+
+    def plain(x):
+        x = F.interpolate(x, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(x, labels, torch.tensor(weights, dtype=torch.float64), ignore_index=IGNORE)
+
+    found = value_and_gradient(lambda x: loss(SegmentationOutput(logits=x), None, labels), draw(2, K, 5, 7))
+    for ours, theirs in zip(found, value_and_gradient(plain, draw(2, K, 5, 7)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    assert not loss.state_dict()
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0], [1.0, "2", 1.0], "abc"])
+def test_wrong_class_weights_are_refused(weights):
+    with pytest.raises(ValueError, match="class_weights must be 3 positive numbers"):
+        TaskLoss(LossSetup({"logits": (1, K, 5, 7)}, K), class_weights=weights)
+
+
 @pytest.mark.parametrize("ignore_index, dtype", [(255, torch.uint8), (-100, torch.long), (255, torch.int32)])
 def test_labels_of_any_integer_type_count_alike(ignore_index, dtype):
     """Images come as uint8; torch compares uint8 156 as equal to -100 when asked directly."""

@@ -16,7 +16,9 @@ CPU_BAND, GPU_BAND = 2**20, 2**25  # numbers per band: 4 MiB stay in a CPU's cac
 FEWEST_ROWS = 16
 
 
-def upsampled_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool) -> Tensor:
+def upsampled_cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, class_weights: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy over the pixels that count, at the size of the labels, in memory of the logits' size.
 
     The same value and gradient as [`~hf_segkd.models.outputs.segmentation_loss`]. Where TF32 matrix products are
@@ -27,6 +29,8 @@ def upsampled_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, a
         labels (`torch.Tensor` of shape `(B, H, W)`): Class ids, any integer type; H and W may be smaller than h and w.
         ignore_index (`int`): Label of the pixels to skip.
         align_corners (`bool`): Whether the corner pixels of logits and labels coincide when resizing.
+        class_weights (`torch.Tensor` of shape `(K,)`, *optional*): What a pixel of each class counts in the mean, as
+            in `torch.nn.functional.cross_entropy`; defaults to 1.
 
     Returns:
         `torch.Tensor`: Scalar, in nats; zero with a graph if no pixel counts. Kept for backward: one tensor of the
@@ -42,14 +46,17 @@ def upsampled_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, a
         )
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return _BandedCrossEntropy.apply(logits, labels, ignore_index, align_corners)
+        weights = logits.new_ones(logits.shape[1]) if class_weights is None else class_weights.to(logits)
+        return _BandedCrossEntropy.apply(logits, labels, ignore_index, align_corners, weights)
 
 
 class _BandedCrossEntropy(torch.autograd.Function):
     """The gradient of a band is known as soon as its softmax is, so it is brought back to h×w in the forward pass."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool) -> Tensor:
+    def forward(
+        ctx, logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, weights: Tensor
+    ) -> Tensor:
         size = labels.shape[-2:]
         resize = _SameSize() if logits.shape[-2:] == size else _Bilinear(logits, size, align_corners)
         gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
@@ -57,13 +64,15 @@ class _BandedCrossEntropy(torch.autograd.Function):
         for image, rows in _bands(logits, size):
             x = resize.apply(logits[image], rows)
             target = labels[image, rows].long()
-            counts = (target != ignore_index).to(x.dtype)
-            total += _to_gradient(x, target.where(target != ignore_index, 0)[None], counts)
+            seen = target != ignore_index
+            target = target.where(seen, 0)
+            counts = seen * weights[target]
+            total += _to_gradient(x, target[None], counts)
             count += counts.sum()
             if gradient is not None:
                 gradient[image, :, resize.reads(rows)] += resize.transpose(x, rows)
             del x  # Before the next band is allocated.
-        count = count.clamp(min=1)
+        count = count.where(count > 0, 1)
         ctx.save_for_backward(None if gradient is None else gradient.div_(count))
         return total / count
 
@@ -71,13 +80,13 @@ class _BandedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
         (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None, None
+        return grad * gradient, None, None, None, None
 
 
 def _to_gradient(x: Tensor, target: Tensor, counts: Tensor) -> Tensor:
     """Summed cross-entropy of logits `x` (K, R, W), which are turned into its gradient in place.
 
-    `target` (1, R, W) holds class ids, `counts` (R, W) is 1 for pixels that count and 0 for the others.
+    `target` (1, R, W) holds class ids, `counts` (R, W) what each pixel counts, 0 for those to skip.
     """
     x -= x.amax(dim=0)
     chosen = x.gather(0, target)[0]

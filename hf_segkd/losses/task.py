@@ -1,5 +1,8 @@
 """Cross-entropy with the labels: the only loss that needs no teacher."""
 
+import math
+
+import torch
 from torch import Tensor
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup
@@ -16,6 +19,11 @@ class TaskLoss(DistillationLoss):
         setup (`LossSetup`): `num_labels`, `ignore_index` and `align_corners` (how logits are upsampled) are used.
         aux_weight (`float`, *optional*, defaults to `0.4`): Weight of the auxiliary head's cross-entropy, for students
             that have one. All four original repositories use 0.4.
+        class_weights (`list[float]`, *optional*): What a pixel of each class counts in the mean, for rare classes; K
+            positive numbers, as in `torch.nn.CrossEntropyLoss`. By default all pixels count alike.
+
+    Raises:
+        ValueError: If `class_weights` are not K positive numbers.
 
     Returns:
         `torch.Tensor`: Scalar, in nats; log K for uniform logits. 0 (with a graph) when every pixel is ignored.
@@ -27,9 +35,11 @@ class TaskLoss(DistillationLoss):
 
     needs_teacher = False
 
-    def __init__(self, setup: LossSetup, aux_weight: float = 0.4):
+    def __init__(self, setup: LossSetup, aux_weight: float = 0.4, class_weights: list[float] | None = None):
         super().__init__(setup)
         self.aux_weight = aux_weight
+        weights = None if class_weights is None else _checked(class_weights, setup.num_labels)
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput | None, labels: Tensor) -> Tensor:
         loss = self._cross_entropy(student.logits, labels)
@@ -38,4 +48,12 @@ class TaskLoss(DistillationLoss):
         return loss
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return upsampled_cross_entropy(logits, labels, self.setup.ignore_index, self.setup.align_corners)
+        setup = self.setup
+        return upsampled_cross_entropy(logits, labels, setup.ignore_index, setup.align_corners, self.class_weights)
+
+
+def _checked(weights: list[float], num_labels: int) -> Tensor:
+    numbers = [x for x in weights if isinstance(x, int | float) and math.isfinite(x) and x > 0]
+    if len(numbers) != len(weights) or len(weights) != num_labels:
+        raise ValueError(f"class_weights must be {num_labels} positive numbers, one per class, got {weights}.")
+    return torch.tensor(numbers)
