@@ -143,11 +143,14 @@ def test_half_precision_stays_finite(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_compiled_model_trains_like_the_plain_one(name):
-    """Two steps of inductor's code: a graph that forgets running statistics shows in the second."""
+    """Two steps of inductor's code: a graph that forgets running statistics shows in the second.
+
+    In float64: in float32 the batch norms over few pixels make more of one changed last bit than inductor does.
+    """
     torch._dynamo.reset()
     results = []
     for compiled in (False, True):
-        model = build(name)
+        model = build(name).double()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
                 module.p = 0.0  # inductor draws other random numbers
@@ -155,12 +158,11 @@ def test_compiled_model_trains_like_the_plain_one(name):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         for _ in range(2):
             optimizer.zero_grad()
-            loss = run.train()(images(40, 56), labels=labels(40, 56)).loss
+            loss = run.train()(images(40, 56).double(), labels=labels(40, 56)).loss
             loss.backward()
             optimizer.step()
         results.append((loss.detach(), model.state_dict()))
     (loss, state), (compiled_loss, compiled_state) = results
-    torch.testing.assert_close(compiled_loss, loss, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled_loss, loss, rtol=1e-10, atol=0)
     for key, value in state.items():
-        # Sums of another order, through batch norms over few pixels.
-        torch.testing.assert_close(compiled_state[key], value, rtol=1e-3, atol=1e-4, msg=key)
+        torch.testing.assert_close(compiled_state[key], value, rtol=1e-6, atol=1e-8, msg=key)

@@ -1,0 +1,57 @@
+"""What the benchmarks compare: two forms of the same function."""
+
+import copy
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_segkd.losses import LOSSES
+from hf_segkd.models import SegmentationOutput
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+cases = importlib.import_module("benchmarks.cases")
+
+QUEUES = {"pixel_memory": 40, "region_memory": 3, "pixel_samples": 8, "region_samples": 2}
+CHANNELS = {"channel_memory": 300, "channel_samples": 64}
+SMALL = {
+    LOSSES["cirkd_memory"]: QUEUES,
+    cases.QueueUpdate: QUEUES,
+    LOSSES["cirkdv2"]: QUEUES | CHANNELS,
+    cases.Channels: {name.removeprefix("channel_"): size for name, size in CHANNELS.items()},
+}
+
+
+def run(case, form: str, loss, inputs) -> tuple:
+    """Value, gradients and state after two passes of one form, in float64."""
+    loss, (student, teacher, labels) = copy.deepcopy(loss).double(), inputs
+    student = {name: student[name].detach().double().requires_grad_() for name in case.channels}
+    teacher = {name: teacher[name].double() for name in case.channels}
+    inputs = SegmentationOutput(**student), SegmentationOutput(**teacher), labels
+    torch.manual_seed(0)
+    case.value(form, loss, inputs)  # The second pass starts from what the first left behind.
+    value = case.value(form, loss, inputs)
+    gradients = [x for x in case.gradients(value, loss, inputs) if x is not None]
+    return value.detach(), gradients, loss.state_dict()
+
+
+@pytest.mark.parametrize("name", [name for name in cases.CASES if not name.endswith("batch 8")])
+def test_both_forms_are_one_function(name):
+    """A ratio between two different functions would mean nothing. Queues and running statistics are part of it."""
+    case = cases.CASES[name]
+    case = replace(case, options=case.options | SMALL.get(case.loss, {}))
+    crop = (512, 512) if case.loss is LOSSES["adversarial"] else (64, 96)
+    loss, inputs = case.build(crop=crop)
+    values, gradients, states = zip(*(run(case, form, loss, inputs) for form in ("ours", "dense")), strict=True)
+    torch.testing.assert_close(*values, rtol=1e-9, atol=1e-12)
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-8, atol=1e-8 * plain.abs().max().item())
+    torch.testing.assert_close(*states, rtol=1e-9, atol=1e-9)
+
+
+def test_every_loss_is_measured():
+    """A new method must not escape the comparison."""
+    assert set(LOSSES.values()) <= {case.loss for case in cases.CASES.values()}
