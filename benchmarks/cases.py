@@ -147,12 +147,12 @@ def _feature_cases() -> dict[str, Case]:
         "CSKD PAM, whole map": Case(**refined, options={"terms": ["pam"], "grid": 1}),
         "CSKD PAM, 5x5 patches": Case(**refined, options={"terms": ["pam"]}),
         "CSKD PAM, 5x5, resampled": Case(**refined, options={"terms": ["pam"], "pam_projection": "resample"}),
-        "CSKD CAM and PAM, learned, MSE": Case(
-            **refined, options={"comparison": "mse", "pam_projection": "learned"}
-        ),
+        "CSKD CAM and PAM, learned, MSE": Case(**refined, options={"comparison": "mse", "pam_projection": "learned"}),
         "MGD 128/256": Case(LOSSES["mgd"], dense.mgd, _features(128, 256)),
         "Af-DCD 128/256": Case(LOSSES["af_dcd"], dense.af_dcd, _features(128, 256)),
-        "Af-DCD 128/256, no pooling": Case(LOSSES["af_dcd"], dense.af_dcd, _features(128, 256), options={"pooling": 1}),
+        "Af-DCD 128/256, no pooling": Case(
+            LOSSES["af_dcd"], dense.af_dcd, _features(128, 256), options={"pooling": 1}
+        ),
     }
 
 

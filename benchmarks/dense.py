@@ -43,7 +43,9 @@ def fitnet(loss: nn.Module, student: SegmentationOutput, teacher: SegmentationOu
     return F.mse_loss(loss.projector(student.features), teacher.features)
 
 
-def dsd(loss: nn.Module, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
+def dsd(
+    loss: nn.Module, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor
+) -> dict[str, Tensor]:
     residuals, overlaps = [], []
     for output in (student, teacher):
         attentions = [_attention(output[name]) for name in ("aux_logits", "features", "logits")]

@@ -28,7 +28,9 @@ def cskd(
     student_map, values = loss.projector(student.features), {}
     distance = _cka if loss.comparison == "cka" else F.mse_loss
     if "cam" in loss.terms:
-        refined = (_channel_attention(x, loss.gammas["cam"], loss.temperature) for x in (student_map, teacher.features))
+        refined = (
+            _channel_attention(x, loss.gammas["cam"], loss.temperature) for x in (student_map, teacher.features)
+        )
         values["cam"] = distance(*refined)
     if "pam" in loss.terms:
         refined = []

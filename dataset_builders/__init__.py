@@ -7,6 +7,7 @@ import os
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
+from typing import get_type_hints
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
@@ -24,6 +25,7 @@ from dataset_builders.raw_splits import FileSplit, RowSplit
 from dataset_builders.synthetic import Synthetic
 from dataset_builders.voc_aug import VocAug
 from hf_segkd.data.datasets import DatasetSpec
+from hf_segkd.values import check_value
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +170,9 @@ def _config(name: str, config: dict):
         raise ValueError(
             f"The dataset '{name}' has no option '{key}'.{_suggest(key, own)} Available: {', '.join(own) or 'none'}."
         )
+    hints = get_type_hints(config_class)
+    for key, value in config.items():
+        check_value(f"dataset_config.{key}", value, hints[key])
     return config_class(**config)
 
 

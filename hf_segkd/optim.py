@@ -75,19 +75,6 @@ def loss_optimizers(losses: Mapping[str, nn.Module]) -> dict[str, torch.optim.Op
     return {name: optimizer for name, optimizer in made.items() if optimizer is not None}
 
 
-def refuse_own_optimizers(losses: Mapping[str, nn.Module], sharding: str) -> None:
-    """Refuse losses with an optimizer of their own where somebody else takes the optimizer over.
-
-    Raises:
-        ValueError: If there is such a loss; `sharding` names who that is, `"FSDP"` or `"DeepSpeed"`.
-    """
-    if names := list(loss_optimizers(losses)):
-        raise ValueError(
-            f"These losses bring an optimizer of their own, which {sharding} cannot step: {', '.join(names)}. "
-            "Train with DDP (torchrun, or accelerate launch --multi_gpu), or leave them out."
-        )
-
-
 def chain(first: torch.optim.Optimizer, others: Iterable[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     """Take the parameters of `others` out of `first` and chain them; without others, `first` as it is."""
     others = list(others)

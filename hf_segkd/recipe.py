@@ -11,9 +11,27 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from hf_segkd.values import check_value
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-4` is a number and only `true` and `false` are booleans (YAML 1.2's reading)."""
+    """Safe YAML in which `1e-4` is a number and only `true` and `false` are booleans (YAML 1.2's reading).
+
+    A key given twice is an error, and so are aliases: with them a recipe may hold itself, or grow without bound.
+    """
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"the alias *{self.peek_event().anchor} is not supported, write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            keys = [self.construct_object(key) for key, _ in node.value]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.YAMLError(f"the key {twice!r} is given twice{node.start_mark}")
+        return mapping
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -36,8 +54,16 @@ class _Parser(HfArgumentParser):
 
 
 def load_yaml(text: str) -> Any:
-    """Read YAML safely; `1e-4` is a float, `yes` and `on` are strings."""
-    return yaml.load(text, Loader=_Loader)
+    """Read YAML safely; `1e-4` is a float, `yes` and `on` are strings.
+
+    Raises:
+        ValueError: If it is no YAML, or builds what is no plain value: impossible dates, lists that hold themselves.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{_short(text)} is not valid YAML: {reason}. Quote words that are meant as text.") from None
 
 
 def parse(dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[tuple, dict[str, Any]]:
@@ -69,18 +95,21 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[tuple, di
         recipe = merge(recipe, _nested(key.split("."), load_yaml(" ".join(values)) if values else True))
 
     parser = _Parser(dataclass_types)
-    mappings = {
-        name for cls in dataclass_types for name, hint in get_type_hints(cls).items() if dict in get_args(hint)
-    }
+    hints = {name: hint for cls in dataclass_types for name, hint in get_type_hints(cls).items()}
     for action in parser._actions:
-        if action.dest in mappings:  # HfArgumentParser makes `dict` or `str` of `dict | str`, never both
+        if dict in get_args(hints.get(action.dest)):  # HfArgumentParser makes one of `dict | str`, never both
             action.type = _mapping_or_text
         if action.dest in recipe:
             action.required, action.default = False, _as_text(recipe[action.dest], action)
+            if not isinstance(action.default, str):
+                check_value(action.dest, action.default, hints[action.dest])
     try:
         instances = parser.parse_args_into_dataclasses(plain, look_for_args_file=False)
     except (TypeError, ImportError) as error:
         raise ValueError(str(error)) from None
+    for name, value in (item for instance in instances for item in vars(instance).items()):
+        if isinstance(value, int | float) and not isinstance(value, bool) and name in hints:
+            check_value(name, value, hints[name])
     for key, values in flags:
         if "." not in key:
             recipe[key.removeprefix("no_") if key not in fields else key] = _given(key in fields, values)
@@ -130,11 +159,13 @@ def _read(file: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"Recipe {file!r} does not exist. Recipes (YAML files) come before the --flags.")
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"Recipe {file!r} is not valid YAML: {error}") from None
+        content = load_yaml(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # not text, or not YAML
+        raise ValueError(f"Recipe {file!r}: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"Recipe {file!r} must hold a mapping of keys, got {type(content).__name__}.")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise ValueError(f"Recipe {file!r}: the key {odd[0]!r} must be a word. See --help for all keys.")
     return content
 
 
@@ -161,6 +192,10 @@ def _given(positive: bool, values: list[str]) -> Any:
 def _mapping_or_text(text: str) -> Any:
     """`{model_type: espnet}` is a mapping, anything else a name or path."""
     return load_yaml(text) if text.lstrip().startswith("{") else text
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 60 else f"{text[:60]!r}..."
 
 
 def _nested(keys: list[str], value: Any) -> dict:

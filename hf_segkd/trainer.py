@@ -25,7 +25,7 @@ from hf_segkd.hub import released_processor
 from hf_segkd.hub_uploads import UploadsToHub
 from hf_segkd.inference import upsampled_argmax
 from hf_segkd.models import InputNormalization, load_processor, upsamples_with_align_corners
-from hf_segkd.optim import chain, loss_optimizers, refuse_own_optimizers
+from hf_segkd.optim import chain, loss_optimizers
 from hf_segkd.subnormals import zero_subnormals
 from hf_segkd.watching import CheckTeacher, ProgressBar, StepClock, TimeStudent, Warnings, peak_memory
 
@@ -55,8 +55,7 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
         callbacks (`list[TrainerCallback]`, *optional*): As for `Trainer`.
 
     Raises:
-        ValueError: If a class of the student has no counterpart among the teacher's, a loss refuses their outputs, or
-            one has an optimizer of its own under FSDP or DeepSpeed.
+        ValueError: If a class of the student has no counterpart among the teacher's, or a loss refuses their outputs.
         TrainingFault: In `train`, when a loss is not finite, memory is used up, a worker dies or the disk is full.
     """
 
@@ -111,8 +110,6 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(ProgressBar)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            refuse_own_optimizers(distiller.losses, "FSDP" if self.is_fsdp_enabled else "DeepSpeed")
         # Native heads take **kwargs, which Trainer reads as "the loss is already divided by the accumulation steps".
         self.model_accepts_loss_kwargs = False
         self.student, self.teacher = student, None

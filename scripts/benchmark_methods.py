@@ -12,6 +12,7 @@ methods or seeds may be added to it. `--report FOLDER` writes table and plot aga
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import queue
@@ -144,6 +145,8 @@ def score(run: Run, split: str) -> None:
 def collect(runs: list[Run], options: argparse.Namespace) -> None:
     """Put the scores of all finished runs into `results.json` and `counts.safetensors` of the output folder."""
     scores = [json.loads((run.folder / SCORES).read_text(encoding="utf-8")) for run in runs]
+    for run, entry in zip(runs, scores, strict=True):
+        entry["log_sha256"] = hashlib.sha256(log_file(run).read_bytes()).hexdigest()
     counts = [load_file(run.folder / COUNTS)["counts"] for run in runs]
     write_results(scores, counts, Path(options.methods[0]).stem, Path(options.output_dir))
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,3 +148,10 @@ def test_report_alone_writes_the_same_table_again(queue_of_runs):
     (out / "table.md").unlink()
     assert benchmark.main(["--report", str(out)]) == 0
     assert (out / "table.md").read_text() == text
+
+
+def test_table_of_the_results_page_comes_from_the_committed_files():
+    """A number that was edited by hand, or a result that was replaced, would otherwise stay unnoticed."""
+    root = Path(__file__).resolve().parents[1]
+    table = results_table(read_results(root / "benchmarks" / "results" / "camvid_espnet_c"))
+    assert table in (root / "docs" / "results.md").read_text(encoding="utf-8")

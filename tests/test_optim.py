@@ -11,7 +11,6 @@ from transformers import TrainerCallback, get_polynomial_decay_schedule_with_war
 from hf_segkd.losses import LOSSES, DistillationLoss
 from hf_segkd.models import load_segmenter
 from hf_segkd.optim import ChainedOptimizer, chain
-from hf_segkd.trainer import DistillationTrainer
 
 ADVERSARIAL = {"task": {}, "adversarial": {"objective": "wgan-gp", "weight": {"student": 0.001, "discriminator": 0.1}}}
 ONE_RUN = {"load_best_model_at_end": False, "eval_strategy": "no"}
@@ -180,18 +179,3 @@ def test_resumed_game_ends_with_the_same_bits(tmp_path, tiny_teacher):
     assert {"losses.adversarial.discriminator.conv1.u", "losses.adversarial.draws.drawn"} <= whole.keys()
     assert equal(whole, resumed) and whole["losses.adversarial.draws.drawn"] == 4
     assert all(equal(whole_state[index], resumed_state[index]) for index in whole_state)
-
-
-@pytest.mark.parametrize("sharding", ["FSDP", "DeepSpeed"])
-def test_own_optimizers_are_refused_under_sharding(tmp_path, tiny_teacher, monkeypatch, sharding):
-    """There the discriminator would silently end up in the one optimizer, or in none."""
-    create = DistillationTrainer.create_accelerator_and_postprocess
-
-    def pretend(trainer):
-        create(trainer)
-        setattr(trainer, f"is_{sharding.lower()}_enabled", True)
-
-    monkeypatch.setattr(DistillationTrainer, "create_accelerator_and_postprocess", pretend)
-    with pytest.raises(ValueError, match=f"optimizer of their own, which {sharding} cannot step: adversarial. Train"):
-        adversarial_trainer(tmp_path, tiny_teacher)
-    adversarial_trainer(tmp_path, tiny_teacher, losses={"task": {}, "kd": {}})

@@ -123,6 +123,15 @@ def test_misspelt_null_is_refused(tmp_path):
         ("- a\n", [], "must hold a mapping"),
         ("a: [1\n", [], "is not valid YAML"),
         ("rate: 1\n", [], "dataset"),
+        ("7: camvid\n", [], "the key 7 must be a word"),
+        ("dataset: a\ndataset: b\n", [], "the key 'dataset' is given twice"),
+        ("dataset: &name camvid\nstudent: *name\n", [], "the alias *name is not supported"),
+        ("dataset: camvid\n", ["--losses.kd.weight", "\x1f"], "is not valid YAML"),
+        ("dataset: 2024-02-30\n", [], "is not valid YAML"),
+        ("dataset: camvid\nrate: nan\n", [], "rate must be a finite number"),
+        ("dataset: camvid\nrate: [1]\n", [], "rate must be a finite number"),
+        ("dataset: camvid\nrate: true\n", [], "rate must be a finite number"),
+        ("dataset: camvid\nlosses: [kd]\n", [], "losses must be a mapping"),
     ],
 )
 def test_wrong_recipes_are_refused_with_the_reason(tmp_path, text, flags, message):
@@ -136,6 +145,40 @@ def test_missing_recipe_file_is_named():
     """argparse would call it an unrecognised argument."""
     with pytest.raises(ValueError, match="Recipe 'nowhere.yaml' does not exist"):
         parse((Options,), ["nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
+        ({"per_device_eval_batch_size": -2}, "per_device_eval_batch_size must be at least 1, got -2"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers must be at least 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
+        ({"max_steps": 0}, "train nothing"),
+        ({"num_train_epochs": 0}, "train nothing"),
+        ({"metric_for_best_model": "miou"}, "metric_for_best_model must be one of mean_iou,"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha"),
+        ({"optim_args": "3"}, "optim_args 3"),
+        ({"lr_scheduler_kwargs": {"powr": 1}}, "cannot be made: .*powr"),
+        ({"fsdp": "full_shard"}, "FSDP splits a model .* train with DDP"),
+        ({"deepspeed": "zero.json"}, "DeepSpeed splits a model .* train with DDP"),
+        ({"losses": "kd"}, "losses must be a mapping"),
+    ],
+    ids=str,
+)
+def test_arguments_that_would_fail_only_in_training_are_refused(tmp_path, options, message):
+    """transformers notices them at the first step, after the networks were loaded and the data was read."""
+    with pytest.raises(ValueError, match=message):
+        DistillationConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharding_that_accelerate_asks_for_is_refused(tmp_path, monkeypatch, name):
+    """`accelerate launch --use_fsdp` says so in the environment alone."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match="splits a model"):
+        DistillationConfig(output_dir=str(tmp_path), use_cpu=True)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from typing import get_type_hints
 
 from torch import nn
 
@@ -23,6 +24,7 @@ from hf_segkd.losses.mgd import MGDLoss
 from hf_segkd.losses.schedule import WeightSchedule, read_schedule
 from hf_segkd.losses.skd import PairwiseLoss
 from hf_segkd.losses.task import TaskLoss
+from hf_segkd.values import check_value
 
 LOSSES: dict[str, type[DistillationLoss]] = {
     "task": TaskLoss,
@@ -86,25 +88,29 @@ def check_losses(specs: dict[str, dict]) -> None:
             `schedule` changes the weight over time, see [`WeightSchedule`]: `{"warmup": 0.1, "decay": 0.2}`.
 
     Raises:
-        ValueError: On an unknown method or option (with the closest match) or a weight that is not a finite number.
+        ValueError: On an unknown method or option (with the closest match), an option of another type than the
+            constructor's annotation, or a weight that is not a finite number.
     """
     if not specs:
         raise ValueError("The recipe has no losses. Give at least `losses: {task: {}}`.")
     for name, options in specs.items():
         if not isinstance(options, dict):
             raise ValueError(f"losses.{name} must be a mapping of options, got {options!r}. Write `{name}: {{}}`.")
-        if not name.isidentifier():
+        if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"losses.{name}: a loss name may hold letters, digits and underscores only.")
         method = options.get("type", name)
-        if method not in LOSSES:
+        if not isinstance(method, str) or method not in LOSSES:
             raise ValueError(f"Unknown loss {method!r}.{_hint(method, LOSSES)} Known losses: {', '.join(LOSSES)}.")
         known = [*list(inspect.signature(LOSSES[method]).parameters)[1:], *COMMON_OPTIONS]
-        for option in options:
+        hints = get_type_hints(LOSSES[method].__init__)
+        for option, value in options.items():
             if option not in known:
                 raise ValueError(
                     f"Unknown option losses.{name}.{option}.{_hint(option, known)} "
                     f"Options of {method}: {', '.join(known)}."
                 )
+            if option not in COMMON_OPTIONS:
+                check_value(f"losses.{name}.{option}", value, hints[option])
         _check_weight(name, options.get("weight", 1.0))
         read_schedule(name, options.get("schedule", {}))
 
