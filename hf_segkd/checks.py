@@ -109,6 +109,7 @@ def load_teacher(
     features: str | None = None,
     classes: dict[str, str | list[str]] | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel | None, BaseImageProcessor | None]:
     """Load the teacher if the losses need one, with its processor, and check that it knows the dataset's classes.
 
@@ -119,6 +120,7 @@ def load_teacher(
         features (`str`, *optional*): As in [`~hf_segkd.models.expose_features`].
         classes (`dict`, *optional*): As in [`~hf_segkd.class_map.map_classes`].
         revision (`str`, *optional*): Branch, tag or commit of a Hub id.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run the Python code that it brings.
 
     Returns:
         `tuple`: The teacher and its image processor; two `None` when no loss needs one.
@@ -128,7 +130,7 @@ def load_teacher(
     """
     if not check_teacher(teacher, losses):
         return None, None
-    model, processor = load_with_processor(teacher, revision=revision)
+    model, processor = load_with_processor(teacher, revision=revision, trust_remote_code=trust_remote_code)
     return map_classes(expose_features(model, features), labels, classes), processor
 
 

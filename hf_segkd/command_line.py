@@ -38,4 +38,5 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="precision of the model")
     add("--compile", action="store_true", help="compile the model first")
+    add("--trust_remote_code", action="store_true", help="run the Python code that a model from the Hub brings")
     add("--num_workers", type=int, default=0, help="processes that read images")

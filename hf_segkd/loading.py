@@ -26,7 +26,7 @@ def load_with_processor(
             the fields of a new model, as [`~hf_segkd.models.load_segmenter`] takes them. There, `backbone_weights`
             fills the backbone: see [`~hf_segkd.conversion.imagenet.load_backbone_weights`], whose report is logged.
         id2label (`dict[int, str]`, *optional*): Class names; as many as a loaded model has.
-        hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, `trust_remote_code`, ...
+        hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...; `trust_remote_code` is `False` unless given.
 
     Returns:
         `tuple[PreTrainedModel, BaseImageProcessor]`: The model returns [`~hf_segkd.models.SegmentationOutput`].

@@ -37,6 +37,7 @@ class ScriptArguments(InputArguments):
     teacher_features: str | None = field(default=None, metadata={"help": "Its module to take features from."})
     teacher_classes: dict | str | None = field(default=None, metadata={"help": "{dataset's class: teacher's, ...}"})
     teacher_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the Python code that a model brings."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an earlier run in output_dir."})
     resume: bool = field(default=False, metadata={"help": "Go on from the newest whole checkpoint in output_dir."})
 
@@ -89,10 +90,12 @@ def build(script: ScriptArguments, config: DistillationConfig) -> tuple[Distilla
         ValueError: For whatever is wrong in recipe, data or models; nothing has been trained by then.
     """
     spec = dataset_builders.dataset_spec(script.dataset, script.data_dir, **data_options(script))
-    hints = (script.teacher_features, script.teacher_classes, script.teacher_revision)
+    hints = (script.teacher_features, script.teacher_classes, script.teacher_revision, script.trust_remote_code)
     teacher, teacher_processor = load_teacher(script.teacher, config.losses, spec.labels, *hints)
     set_seed(config.seed)
-    student, processor = load_with_processor(script.student, id2label=spec.id2label)
+    student, processor = load_with_processor(
+        script.student, id2label=spec.id2label, trust_remote_code=script.trust_remote_code
+    )
     check_classes(student, spec.labels, "student")
 
     data = training_data(script, spec, config.seed)

@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         spec = dataset_builders.dataset_spec(arguments.dataset, arguments.data_dir, **options)
         protocol = read_protocol(arguments)
         names = model_names([*arguments.models, *(arguments.compare or ())])
-        models = {name: load(model, spec, arguments.dtype) for name, model in names.items()}
+        how = (arguments.dtype, arguments.trust_remote_code)
+        models = {name: load(model, spec, *how) for name, model in names.items()}
         split = arguments.split or spec.eval_split
         rows = dataset_builders.load_split(arguments.dataset, arguments.data_dir, split, **options)
         dataset = SegmentationDataset(rows, EvalTransform(spec.ignore_index), spec.num_labels)
@@ -79,9 +80,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     return reports
 
 
-def load(model: str, spec: DatasetSpec, dtype: str) -> tuple:
+def load(model: str, spec: DatasetSpec, dtype: str, trust_remote_code: bool = False) -> tuple:
     """A model in the wanted precision, its classes brought into the dataset's order, and its image processor."""
-    loaded, processor = load_with_processor(model)
+    loaded, processor = load_with_processor(model, trust_remote_code=trust_remote_code)
     return map_classes(loaded, spec.labels).to(getattr(torch, dtype)), processor
 
 

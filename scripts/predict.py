@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     plain_logs()
     with readable_errors():
         protocol, images = read_protocol(arguments), images_of(arguments)
-        model, processor = load_with_processor(arguments.model)
+        model, processor = load_with_processor(arguments.model, trust_remote_code=arguments.trust_remote_code)
         label_format = check_format(arguments.format, model.config.num_labels)
     palette = palette_of(model.config.id2label)
     normalization = InputNormalization.from_processor(processor).to(arguments.device)

@@ -123,22 +123,20 @@ def load_segmenter(
     """Load a segmentation model, or make a new one, that returns [`SegmentationOutput`].
 
     Args:
-        spec (`str` or `dict`): A folder or Hub id, loaded in float32; or `{"model_type": "espnet", ...}` with fields
-            of its config, for a new model with random weights. Our models go by their short name (`"espnet"` for
-            `"segkd_espnet"`), native ones by theirs (`"segformer"`), backbones by a name of `BACKBONES` or by their
-            config: `{"model_type": "deeplabv3", "backbone": "resnet18"}`.
         spec (`str` or `dict`): A folder or Hub id of a semantic or universal model, loaded in float32; or
             `{"model_type": "espnet", ...}` with fields of its config, for a new model with random weights. Our models
-            go by their short name (`"espnet"` for `"segkd_espnet"`), native ones by theirs (`"segformer"`).
+            go by their short name (`"espnet"` for `"segkd_espnet"`), native ones by theirs (`"segformer"`), backbones
+            by a name of `BACKBONES` or by their config: `{"model_type": "deeplabv3", "backbone": "resnet18"}`.
         id2label (`dict[int, str]`, *optional*): Class names. A new model gets them; a loaded one must have as many.
-        hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, `trust_remote_code`, ...
+        hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...; `trust_remote_code` is `False` unless given.
 
     Returns:
         `PreTrainedModel`: In evaluation mode when loaded, in training mode when new.
 
     Raises:
         ValueError: Nothing to load at `spec`, damaged weights, weights missing or of another shape, a package missing
-            that the model needs, another number of classes, or an unknown model type or config field.
+            that the model needs, code of its own that is not trusted, another number of classes, or an unknown model
+            type or config field.
     """
     if isinstance(spec, dict):
         return expose_features(_new_model(spec, id2label))
@@ -162,6 +160,7 @@ def _pretrained_model(spec: str, **hub_kwargs: Any) -> PreTrainedModel:
         raise _not_found(spec, "there is no such folder")  # a Hub id never looks like this: no need to ask the Hub
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise _not_found(spec, "the folder has no config.json")
+    hub_kwargs = {"trust_remote_code": False} | hub_kwargs
     try:
         universal = AutoConfig.from_pretrained(spec, **hub_kwargs).model_type in UNIVERSAL_MODELS
         auto_class = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
@@ -172,6 +171,13 @@ def _pretrained_model(spec: str, **hub_kwargs: Any) -> PreTrainedModel:
         raise _not_found(spec, str(error).splitlines()[0]) from error
     except ImportError as error:  # scipy for the universal models, timm for some backbones
         raise ValueError(f"The model at '{spec}' needs a package that is missing: {str(error).strip()}") from error
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"The model at '{spec}' brings Python code of its own, which runs with your rights. Read it, and if "
+            "you trust it, pass --trust_remote_code (in Python: trust_remote_code=True)."
+        ) from None
     except SafetensorError as error:
         raise ValueError(f"The weights in '{spec}' are damaged ({error}). Save or download them again.") from error
     mismatched = [key for key, *_ in report["mismatched_keys"]]
@@ -250,7 +256,7 @@ def load_processor(spec_or_model: str | PreTrainedModel, **hub_kwargs: Any) -> B
 
     Args:
         spec_or_model (`str` or `PreTrainedModel`): A folder, a Hub id, or a model, which remembers where it came from.
-        hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...
+        hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...; `trust_remote_code` is `False` unless given.
 
     Returns:
         `BaseImageProcessor`: The saved one; without, [`default_processor`] of the model's config.
@@ -260,12 +266,13 @@ def load_processor(spec_or_model: str | PreTrainedModel, **hub_kwargs: Any) -> B
     """
     is_model = isinstance(spec_or_model, PreTrainedModel)
     spec = spec_or_model.name_or_path if is_model else str(spec_or_model)
+    trust = {"trust_remote_code": hub_kwargs.pop("trust_remote_code", False)}
     try:
         # OneFormer's is part of a processor with a tokenizer, which is saved under the other name.
         names = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME) if spec else ()
         if any(cached_file(spec, x, _raise_exceptions_for_missing_entries=False, **hub_kwargs) for x in names):
-            return AutoImageProcessor.from_pretrained(spec, **hub_kwargs)
-        config = spec_or_model.config if is_model else AutoConfig.from_pretrained(spec, **hub_kwargs)
+            return AutoImageProcessor.from_pretrained(spec, **trust, **hub_kwargs)
+        config = spec_or_model.config if is_model else AutoConfig.from_pretrained(spec, **trust, **hub_kwargs)
     except OSError as error:
         raise _not_found(spec, str(error).splitlines()[0]) from error
     return default_processor(config)
