@@ -24,6 +24,9 @@ DIFFERENT = {
     "mgd": "each process draws masks of its own",
     "af_dcd": "each process draws masks of its own",
 }
+# What relates images, or fills its queue, of the whole batch at once: parts of it one after another do not. And the
+# discriminator's spectral norms, which go one iteration on with every pass.
+TOGETHER = {case for case in CASES if "gather" in case or "whole" in case} | {"adversarial"}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,14 @@ def test_where_two_processes_train_differently_the_docstring_says_so(case, proce
     assert distance(train(case)["parameters"], processes[0][case]["parameters"]) > 1e-6
     text = " ".join(LOSSES[CASES[case][0]].__doc__.split())
     assert "two processes with half the batch each" in text.lower()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "cskd, gather"])  # it refuses parts of two images
+def test_accumulated_parts_train_as_the_whole_batch_where_two_processes_do(case):
+    """A recipe for a large device must mean the same on a small one; what `gather` relates must be there at once."""
+    whole, parts = train(case)["parameters"], train(case, accumulation=2)["parameters"]
+    alike = case not in DIFFERENT and case not in TOGETHER
+    assert (distance(whole, parts) < 1e-11) == alike
 
 
 def test_trainer_keeps_weights_and_queues_equal(processes):

@@ -16,9 +16,9 @@ from hf_segkd.losses import LOSSES
 from hf_segkd.models import load_segmenter
 from hf_segkd.trainer import DistillationTrainer
 
-STEPS = 4
+STEPS = 20
 # 4x4 maps have 16 pixels, so that all pixels of a class enter its queue; queues that no step fills, all of it keys.
-WHOLE_MEMORY = {"pixel_memory": 300, "pixel_samples": 300, "region_memory": 30, "region_samples": 30}
+WHOLE_MEMORY = {"pixel_memory": 1500, "pixel_samples": 1500, "region_memory": 150, "region_samples": 150}
 CASES = {name: (name, {}) for name in LOSSES} | {
     "kd, cross_entropy_sum": ("kd", {"reduction": "cross_entropy_sum"}),
     "cirkd_minibatch, gather": ("cirkd_minibatch", {"gather": True}),
@@ -26,7 +26,7 @@ CASES = {name: (name, {}) for name in LOSSES} | {
     "cirkd_memory, whole": ("cirkd_memory", WHOLE_MEMORY),
     "cirkdv2, gather and whole": (
         "cirkdv2",
-        {**WHOLE_MEMORY, "channel_memory": 200, "channel_samples": 200, "gather": True},
+        {**WHOLE_MEMORY, "channel_memory": 1000, "channel_samples": 1000, "gather": True},
     ),
     "cskd, gather": ("cskd", {"gather": True}),
     "cskd, mse": ("cskd", {"comparison": "mse"}),
@@ -49,8 +49,11 @@ def batches(case: str, size: int):
         yield pixel_values, labels
 
 
-def train(case: str) -> dict[str, dict[str, torch.Tensor]]:
-    """Some steps of SGD in float64 on this process's part of each batch; what student and losses hold then."""
+def train(case: str, accumulation: int = 1) -> dict[str, dict[str, torch.Tensor]]:
+    """Some steps of SGD in float64 on this process's part of each batch; what student and losses hold then.
+
+    With `accumulation`, a batch is taken in that many parts, whose gradients are averaged before the step.
+    """
     name, options = CASES[case]
     size = max(4, LOSSES[name].min_side)
     student, teacher = TinyNet(STUDENT_CHANNELS, seed=1).double(), TinyNet(TEACHER_CHANNELS, seed=2).double()
@@ -59,13 +62,16 @@ def train(case: str) -> dict[str, dict[str, torch.Tensor]]:
     model = distiller
     if world_size() > 1:
         model = DistributedDataParallel(distiller, broadcast_buffers=False)
-    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.01, momentum=0.9)
     for pixel_values, labels in batches(case, size):
         own = part(len(pixel_values))
-        with torch.no_grad():
-            output = teacher(pixel_values[own])
         optimizer.zero_grad()
-        model(pixel_values[own], labels[own], output).loss.backward()
+        for images, targets in zip(
+            pixel_values[own].chunk(accumulation), labels[own].chunk(accumulation), strict=True
+        ):
+            with torch.no_grad():
+                output = teacher(images)
+            (model(images, targets, output).loss / accumulation).backward()
         optimizer.step()
     return {"parameters": dict(distiller.named_parameters()), "buffers": dict(distiller.named_buffers())}
 
