@@ -26,24 +26,25 @@ def check_value(name: str, value: Any, hint: Any) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_fits(value, one) for one in get_args(hint))
-    hint = dict if get_origin(hint) is dict else hint
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) in (list, tuple):
-        return isinstance(value, list | tuple) and all(_fits(x, get_args(hint)[0]) for x in value)
-    if hint in (int, float):
-        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if kind is Literal:
+        return value in inner
+    if kind in (list, tuple):
+        return isinstance(value, list | tuple) and all(_fits(x, inner[0]) for x in value)
+    if kind in (int, float):
+        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         return number and abs(value) < 2**63 and math.isfinite(value)
-    return isinstance(value, hint) if hint in NAMES else True
+    return isinstance(value, kind) if kind in NAMES else True
 
 
 def _describe(hint: Any) -> str:
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_describe(one) for one in get_args(hint))
-    if get_origin(hint) in (list, tuple):
-        return f"a list, each entry {_describe(get_args(hint)[0])}"
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(hint)))
-    return NAMES.get(dict if get_origin(hint) is dict else hint, str(hint))
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return " or ".join(_describe(one) for one in inner)
+    if kind in (list, tuple):
+        return f"a list, each entry {_describe(inner[0])}"
+    if kind is Literal:
+        return "one of " + ", ".join(map(repr, inner))
+    return NAMES.get(kind, str(kind))
