@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -35,7 +34,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list | tuple) and all(_fits(x, inner[0]) for x in value)
     if kind in (int, float):
         number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-        return number and abs(value) < 2**63 and math.isfinite(value)
+        return number and abs(value) < 2**63  # false for NaN and infinities
     return isinstance(value, kind) if kind in NAMES else True
 
 
