@@ -16,8 +16,12 @@ from hf_segkd.models import SegmentationOutput
 
 def task(loss: nn.Module, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
     size, setup = labels.shape[-2:], loss.setup
-    logits = F.interpolate(student.logits, size=size, mode="bilinear", align_corners=setup.align_corners)
-    return F.cross_entropy(logits, labels, ignore_index=setup.ignore_index)
+    total = 0.0
+    for logits, weight in ((student.logits, 1.0), (student.aux_logits, loss.aux_weight)):
+        if logits is not None:
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=setup.align_corners)
+            total = total + weight * F.cross_entropy(logits, labels, ignore_index=setup.ignore_index)
+    return total
 
 
 def kd(loss: nn.Module, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:

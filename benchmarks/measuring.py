@@ -1,9 +1,13 @@
-"""What the benchmarks count and time: bytes, allocations, operations, processor seconds."""
+"""What the benchmarks count and time: bytes, allocations, operations, processor seconds; two forms side by side."""
 
+import json
 import os
 import platform
+import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -52,3 +56,49 @@ def hardware(threads: int) -> str:
     model = names[0] if names else platform.processor()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     return f"{model}, {os.cpu_count()} cores, {threads} thread(s), {versions}"
+
+
+def measure(function: Callable[[], object], passes: int, limit: float) -> dict:
+    """Processor's seconds of each call after a first one, until `limit` seconds are over, and the peak of one more."""
+    seconds: list[float] = []
+    while len(seconds) <= passes and sum(seconds) < limit:
+        seconds.append(cpu_seconds(function))
+    return {"seconds": seconds[1:] or seconds, "bytes": peak_bytes(function)}
+
+
+def compare(module: str, cases: Iterable[str], options: list[str], rounds: int) -> dict[str, dict]:
+    """Run `python -m module --measure CASE FORM` for the dense form and ours by turns, each in a process of its own.
+
+    Prints a line of the table per case as soon as it is there.
+    """
+    results = {}
+    for case in cases:
+        forms = results[case] = {form: {"seconds": []} for form in ("dense", "ours")}
+        for form in ("dense", "ours") * rounds:
+            command = [sys.executable, "-m", module, *options, "--measure", case, form]
+            run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found = json.loads(run.stdout.splitlines()[-1])
+            forms[form]["seconds"] += found["seconds"]
+            forms[form]["bytes"] = found["bytes"]
+        print(table({case: forms}).splitlines()[-1], flush=True)
+    return results
+
+
+def table(results: dict[str, dict]) -> str:
+    """Markdown: ratios dense/ours first, then medians in seconds and peaks in MiB."""
+    lines = ["| case | time ratio | memory ratio | s dense | s ours | MiB dense | MiB ours |", "|---|" + "---|" * 6]
+    for name, forms in results.items():
+        seconds = [statistics.median(forms[form]["seconds"]) for form in ("dense", "ours")]
+        mebibytes = [forms[form]["bytes"] / 2**20 for form in ("dense", "ours")]
+        ratios = f"{seconds[0] / seconds[1]:.1f}x | {mebibytes[0] / mebibytes[1]:.1f}x"
+        times = " | ".join(f"{value:.3f}" for value in seconds)
+        lines.append(f"| {name} | {ratios} | {times} | " + " | ".join(f"{value:.0f}" for value in mebibytes) + " |")
+    return "\n".join(lines)
+
+
+def write(output: Path, results: dict[str, dict], threads: int) -> None:
+    """The results as `output`.json and their table as `output`.md, both with the hardware."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    report = {"hardware": hardware(threads), "results": results}
+    output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    output.with_suffix(".md").write_text(f"{table(results)}\n\n{report['hardware']}\n")

@@ -13,7 +13,7 @@ from hf_segkd.losses import LOSSES
 from hf_segkd.models import SegmentationOutput
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-cases = importlib.import_module("benchmarks.cases")
+cases, step = (importlib.import_module(f"benchmarks.{name}") for name in ("cases", "step"))
 
 QUEUES = {"pixel_memory": 40, "region_memory": 3, "pixel_samples": 8, "region_samples": 2}
 CHANNELS = {"channel_memory": 300, "channel_samples": 64}
@@ -55,3 +55,28 @@ def test_both_forms_are_one_function(name):
 def test_every_loss_is_measured():
     """A new method must not escape the comparison."""
     assert set(LOSSES.values()) <= {case.loss for case in cases.CASES.values()}
+
+
+NETWORK = {"model_type": "deeplabv3", "backbone": "resnet18", "num_labels": 5, "hidden_size": 16}
+
+
+@pytest.mark.parametrize("part", step.PARTS)
+def test_both_forms_of_a_step_train_alike(part):
+    """With losses left out of one form, the step's ratio would flatter us; `kd` and `task` come with the recipe."""
+    after = []
+    for form in ("ours", "dense"):
+        distiller, inputs = step.build("cirkd_minibatch", form, part, 2, (64, 96), NETWORK, NETWORK)
+        distiller, inputs["pixel_values"] = distiller.double(), inputs["pixel_values"].double()
+        before = {name: x.clone() for name, x in distiller.student.state_dict().items()}
+        # `Distiller` hands its losses float32: equal to its rounding.
+        step.step(distiller, torch.optim.SGD(distiller.parameters(), lr=1.0), inputs)
+        after.append({name: x - before[name] for name, x in distiller.student.state_dict().items()})
+    changed = [name for name, x in after[0].items() if x.is_floating_point() and x.any()]
+    assert len(changed) == len([x for x in after[0].values() if x.is_floating_point()])
+    for name in changed:
+        torch.testing.assert_close(after[0][name], after[1][name], rtol=1e-3, atol=1e-4 * after[1][name].abs().max())
+
+
+def test_every_loss_has_a_plain_form_in_the_step():
+    """A recipe with a loss that is only ours could not be compared."""
+    assert set(step.DENSE) == set(LOSSES.values())
