@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from hf_segkd.losses import LOSSES, check_losses
 
 METRICS = ("mean_iou", "mean_iou_all", "mean_accuracy", "overall_accuracy", "frequency_weighted_iou")
+DTYPES = ("float32", "bfloat16", "float16")
 # Smallest values of numbers that transformers itself stumbles over only later.
 LOWEST = {
     "per_device_train_batch_size": 1,
@@ -37,6 +38,8 @@ class DistillationConfig(TrainingArguments):
             default they go: the final folder holds the best student and no training state.
         ema_decay (`float`, *optional*): Between 0 and 1, both excluded: evaluate and save a moving average of the
             student's weights, see [`~hf_segkd.averaging.WeightAverage`]. `None` does without.
+        teacher_dtype (`str`, *optional*, defaults to `"float32"`): Or `"bfloat16"`, `"float16"`: of the teacher's
+            weights, which halves them. With `bf16` its convolutions compute in bfloat16 anyway.
         total_batch_size (`int`, *optional*): Images in one optimizer step, of all processes and accumulated steps
             together, that the learning rate was chosen for. A run with another number is warned, not changed.
 
@@ -53,6 +56,7 @@ class DistillationConfig(TrainingArguments):
     keep_checkpoints: bool = field(default=False, metadata={"help": "Keep checkpoint-* folders of a finished run."})
 
     ema_decay: float | None = field(default=None, metadata={"help": "Average the student's weights, e.g. 0.999."})
+    teacher_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
     total_batch_size: int | None = field(default=None, metadata={"help": "Images a step the recipe is made for."})
 
     remove_unused_columns: bool = False
@@ -89,6 +93,8 @@ class DistillationConfig(TrainingArguments):
             self.disable_tqdm = not sys.stderr.isatty()
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
+        elif self.accelerator_config is None:  # images travel to the GPU while it computes
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
         _check_numbers(self)
         _refuse_sharding(self)
         super().__post_init__()
@@ -109,6 +115,8 @@ def _check_numbers(args: DistillationConfig) -> None:
         )
     if args.ema_decay is not None and not 0 < args.ema_decay < 1:
         raise ValueError(f"ema_decay must lie between 0 and 1, both excluded, got {args.ema_decay}.")
+    if args.teacher_dtype not in DTYPES:
+        raise ValueError(f"teacher_dtype must be one of {', '.join(DTYPES)}, got {args.teacher_dtype!r}.")
     metric = args.metric_for_best_model
     if metric is not None and metric.removeprefix("eval_") not in METRICS:
         raise ValueError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}.")

@@ -105,7 +105,7 @@ def saved(name, id2label, folder):
     return str(folder)
 
 
-def trainer_for(folder, teacher, losses, own=None):
+def trainer_for(folder, teacher, losses, own=None, **options):
     torch.manual_seed(1)
     student = load_segmenter(STUDENT, id2label=LABELS)
     args = DistillationConfig(
@@ -113,5 +113,6 @@ def trainer_for(folder, teacher, losses, own=None):
         **{"output_dir": str(folder), "use_cpu": True, "disable_tqdm": True, "max_steps": 2, "logging_steps": 1},
         **{"per_device_train_batch_size": 2, "learning_rate": 0.01, "load_best_model_at_end": False},
         **{"eval_strategy": "no", "save_strategy": "no"},
+        **options,
     )
     return DistillationTrainer(student, teacher, args=args, losses=own, train_dataset=TinyScenes(size=64))

@@ -150,7 +150,7 @@ def test_gradient_of_a_call_is_not_changed_by_the_next_call():
 
 def test_self_attention_is_the_written_out_formula_and_can_be_differentiated_twice(monkeypatch):
     """The gradient penalty is a gradient of a gradient; fused attention kernels refuse it."""
-    monkeypatch.setattr("hf_segkd.losses.attention.QUERIES", 2)
+    monkeypatch.setattr("hf_segkd.losses.attention.CPU_QUERIES", 2)
     torch.manual_seed(0)
     layer, x = SelfAttention(8).double(), torch.randn(1, 8, 1, 3, dtype=torch.float64, requires_grad=True)
     torch.nn.init.constant_(layer.gamma, 0.7)

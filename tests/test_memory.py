@@ -24,7 +24,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(similarity, "CPU_TILE", 64)
     monkeypatch.setattr(similarity, "CPU_BLOCK", 2**14)
     monkeypatch.setattr(skd, "TILE", 64)
-    monkeypatch.setattr(attention, "QUERIES", 32)
+    monkeypatch.setattr(attention, "CPU_QUERIES", 32)
     monkeypatch.setattr(cross_entropy, "CPU_BAND", 2**12)
     monkeypatch.setattr(cross_entropy, "FEWEST_ROWS", 4)
 

@@ -107,7 +107,7 @@ class AdversarialLoss(DistillationLoss):
 
     def penalty(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Mean squared distance from 1 of the norm of D's gradient, per image, at a random mixture of both maps."""
-        share = self.draw_shares(len(student_logits)).to(student_logits).view(-1, 1, 1, 1)
+        share = self.draw_shares(len(student_logits)).to(student_logits, non_blocking=True).view(-1, 1, 1, 1)
         mixture = (share * teacher_logits + (1 - share) * student_logits).requires_grad_()
         (gradient,) = torch.autograd.grad(self.discriminator(mixture).sum(), mixture, create_graph=True)
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()

@@ -1,10 +1,14 @@
 """Attention transfer."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.models.outputs import SegmentationOutput
+
+CHANNELS = 64  # squared at once
 
 
 class ATLoss(DistillationLoss):
@@ -46,4 +50,25 @@ class ATLoss(DistillationLoss):
 
 def attention(x: Tensor) -> Tensor:
     """Attention map of `x` (B, C, h, w): channel mean of squares, unit norm over positions, (B, h·w)."""
-    return F.normalize(x.square().mean(dim=1).flatten(1), dim=1)
+    return F.normalize(mean_square(x).flatten(1), dim=1)
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Mean over the channels of the squares of `x` (B, C, h, w), (B, h, w); the squares are never held all at once."""
+    return _MeanSquare.apply(x)
+
+
+class _MeanSquare(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        total = torch.zeros_like(x[:, 0])
+        for channels in x.split(CHANNELS, dim=1):
+            total += channels.square().sum(dim=1)
+        return total / x.shape[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (2 / x.shape[1] * grad)[:, None]

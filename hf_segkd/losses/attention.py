@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-QUERIES = 1024  # at once: their weights are what is held for a moment
+CPU_QUERIES, GPU_QUERIES = 256, 1024  # at once: their weights are what is held for a moment
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
-    """`softmax(scale · q kᵀ) v`, some queries at a time, recomputed in backward.
+    """`softmax(scale · q kᵀ) v`, some queries at a time, recomputed in backward unless the map is small.
 
     Not the fused kernels of `scaled_dot_product_attention`: they cannot be differentiated twice, as a gradient penalty
     does, and their backward turns similarities beyond 1e9 (features at the end of float16) into NaN.
@@ -22,8 +22,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Ten
     Returns:
         `torch.Tensor`: `(B, C, n)`.
     """
+    if key.shape[2] <= value.shape[1]:  # The weights take no more memory than the values.
+        return _attend(query * scale, key, value)
     options = {"use_reentrant": False, "preserve_rng_state": False}
-    parts = (query * scale).split(QUERIES, dim=2)
+    parts = (query * scale).split(GPU_QUERIES if query.is_cuda else CPU_QUERIES, dim=2)
     return torch.cat([checkpoint(_attend, part, key, value, **options) for part in parts], dim=2)
 
 

@@ -183,7 +183,7 @@ class CIRKDMemoryLoss(DistillationLoss):
         for name, samples in (("pixel", self.pixel_samples), ("region", self.region_samples)):
             queue = self.get_buffer(f"{name}_queue")
             # One draw for all classes, as in CIRKD: the keys lie in the same slots of every class.
-            slots = self.draw_slots(name, queue.shape[1])[:samples].to(queue.device)
+            slots = self.draw_slots(name, queue.shape[1])[:samples].to(queue.device, non_blocking=True)
             keys = queue[:, slots].flatten(0, 1).to(student_pixels.dtype)
             arguments = (keys, weights, self.temperature * self.kd_temperature)
             terms[name] = bank_kl(student_pixels.flatten(0, 1), teacher_pixels.flatten(0, 1), *arguments)
@@ -191,7 +191,7 @@ class CIRKDMemoryLoss(DistillationLoss):
 
     def draw_priorities(self, labels: Tensor) -> Tensor:
         """Random number in [0, 1) per pixel, (B, N); a class's lowest ones enter its queue, in order."""
-        return self.draws.uniform(labels.shape).to(labels.device)
+        return self.draws.uniform(labels.shape).to(labels.device, non_blocking=True)
 
     def draw_slots(self, name: str, size: int) -> Tensor:
         """Random order of the slots of the `"pixel"` or `"region"` queue; the first ones are this step's keys."""

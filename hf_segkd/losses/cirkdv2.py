@@ -185,7 +185,8 @@ class ChannelRelations(nn.Module):
         student, teacher = self._channels(student_map, self.head), self._channels(teacher_map, nn.Identity())
         all_teachers = gather(teacher)
         self._enqueue(all_teachers.flatten(0, 1))
-        keys = self.queue[self.draw_slots(len(self.queue))[: self.samples].to(self.queue.device)].to(student.dtype)
+        slots = self.draw_slots(len(self.queue))[: self.samples].to(self.queue.device, non_blocking=True)
+        keys = self.queue[slots].to(student.dtype)
         anchors = student.flatten(0, 1)
         weights = anchors.new_full((len(anchors),), self.kd_temperature**2 / len(anchors))
         memory = bank_kl(anchors, teacher.flatten(0, 1), keys, weights, self.temperature * self.kd_temperature)
@@ -213,5 +214,6 @@ class ChannelRelations(nn.Module):
     @torch.no_grad()
     def _enqueue(self, channels: Tensor) -> None:
         count = min(len(channels), CHANNELS_PER_STEP, len(self.queue))
-        rows = F.normalize(channels[self.draw_rows(len(channels))[:count].to(channels.device)], dim=-1)
+        chosen = self.draw_rows(len(channels))[:count].to(channels.device, non_blocking=True)
+        rows = F.normalize(channels[chosen], dim=-1)
         write_rows(self.queue[None], self.pointer, rows[None], torch.full_like(self.pointer, count))

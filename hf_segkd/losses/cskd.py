@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.distributed import gather_with_gradient, world_size
+from hf_segkd.losses.attention import attend
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.models.outputs import SegmentationOutput
 
@@ -141,8 +142,9 @@ def gather_maps(maps: list[Tensor]) -> list[Tensor]:
 def channel_attention(x: Tensor, gamma: Tensor, temperature: float) -> Tensor:
     """`gamma softmax(−x xᵀ / temperature) x + x` for `x` (B, C, h, w): a channel attends to those unlike itself."""
     flat = x.flatten(2)
-    attended = F.scaled_dot_product_attention(-flat, flat, flat, scale=1 / temperature)
-    return gamma * attended.view_as(x) + x
+    # A C × C matrix is small; the fused kernels are made for many short vectors, not for few of h·w numbers.
+    weights = (flat @ flat.transpose(1, 2) / -temperature).softmax(dim=-1)
+    return gamma * (weights @ flat).view_as(x) + x
 
 
 def position_attention(x: Tensor, projection: Tensor, gamma: Tensor, temperature: float) -> Tensor:
@@ -150,16 +152,10 @@ def position_attention(x: Tensor, projection: Tensor, gamma: Tensor, temperature
 
     `projection` (2 max(1, C // 8) + C, C + 1) stacks the weights of q, k and v; its last column holds the biases.
     """
-    channels = x.shape[1]
-    width = query_width(channels)
-    tokens = F.linear(x.flatten(2).transpose(1, 2), projection[:, :-1], projection[:, -1])
-    query, key, value = tokens.split([width, width, channels], dim=-1)
-    # Values are cut into heads of the query's width: the fused kernels, which keep no N × N matrix, need equal widths.
-    value = F.pad(value, (0, -channels % width)).unflatten(-1, (-1, width)).transpose(1, 2)
-    query, key = (q[:, None].expand(-1, value.shape[1], -1, -1) for q in (query, key))
-    attended = F.scaled_dot_product_attention(query, key, value, scale=1 / temperature)
-    attended = attended.transpose(1, 2).flatten(2)[..., :channels]
-    return gamma * attended.transpose(1, 2).reshape(x.shape) + x
+    width = query_width(x.shape[1])
+    projected = projection[:, :-1] @ x.flatten(2) + projection[:, -1:]
+    query, key, value = projected.split([width, width, x.shape[1]], dim=1)
+    return gamma * attend(query, key, value, scale=1 / temperature).view_as(x) + x
 
 
 def query_width(channels: int) -> int:

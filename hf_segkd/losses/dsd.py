@@ -5,6 +5,7 @@ from itertools import combinations
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_segkd.losses.at import mean_square
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, same_size
 from hf_segkd.models.outputs import SegmentationOutput
 
@@ -86,7 +87,7 @@ class DSDLoss(DistillationLoss):
 def relations(maps: list[Tensor], reference: Tensor) -> list[Tensor]:
     """Unit vectors (B, h·w) of the differences between the attention maps of every two of `maps`, on one grid."""
     # Resized after the mean over channels: a wide feature map at the size of the image would not fit into memory.
-    strengths = [same_size(x.square().mean(dim=1, keepdim=True), reference) for x in maps]
+    strengths = [same_size(mean_square(x)[:, None], reference) for x in maps]
     attentions = [F.normalize(x.flatten(1), dim=1) for x in strengths]
     return [F.normalize(first - second, dim=1) for first, second in combinations(attentions, 2)]
 

@@ -80,8 +80,9 @@ class MaskedGeneration(nn.Module):
 
     def forward(self, student_map: Tensor) -> Tensor:
         batch, _, height, width = student_map.shape
+        mask = self.draw_mask(batch, height, width).to(student_map, non_blocking=True)
         # After the projector, whose bias would fill the masked positions again.
-        return self.generator(self.projector(student_map) * self.draw_mask(batch, height, width).to(student_map))
+        return self.generator(self.projector(student_map) * mask)
 
     def draw_mask(self, batch: int, height: int, width: int) -> Tensor:
         """Random mask (B, 1, h, w): 1 for a position that is kept, 0 for a masked one."""
