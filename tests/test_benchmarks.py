@@ -2,6 +2,8 @@
 
 import copy
 import importlib
+import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,9 @@ import torch
 from hf_segkd.losses import LOSSES
 from hf_segkd.models import SegmentationOutput
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-cases, step = (importlib.import_module(f"benchmarks.{name}") for name in ("cases", "step"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+cases, scale, step = (importlib.import_module(f"benchmarks.{name}") for name in ("cases", "scale", "step"))
 
 QUEUES = {"pixel_memory": 40, "region_memory": 3, "pixel_samples": 8, "region_samples": 2}
 CHANNELS = {"channel_memory": 300, "channel_samples": 64}
@@ -80,3 +83,24 @@ def test_both_forms_of_a_step_train_alike(part):
 def test_every_loss_has_a_plain_form_in_the_step():
     """A recipe with a loss that is only ours could not be compared."""
     assert set(step.DENSE) == set(LOSSES.values())
+
+
+def test_scale_counts_what_processes_send():
+    """Bytes that are not counted would make the plan for many GPUs look cheap."""
+    case = replace(scale.gathered()["cirkd_memory"], crop=(64, 96), options=QUEUES)
+    alone, shared = (scale.cost(case, processes)["sent"] for processes in (1, 4))
+    classes, teacher = 19, 256
+    pixels, regions = classes * 16 * teacher * 4, classes * teacher * 4
+    assert alone == 0 and 2 * (pixels + regions) <= shared <= 2.1 * (pixels + regions)
+
+
+@pytest.mark.slow
+def test_gpu_script_is_rehearsed_on_a_cpu(tmp_path):
+    """A minute on a borrowed GPU is too dear for a misspelt name."""
+    flags = ["--device", "cpu", "--batch", "3", "--crop", "64", "128", "--passes", "1", "--only", "kd", "holistic"]
+    command = [sys.executable, "-m", "benchmarks.gpu", *flags, "--output", str(tmp_path / "gpu")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert set(report["steps"]) == {"baseline", "kd", "holistic"} and "needs" in report["steps"]["holistic"]["refused"]
+    assert report["relations"] and len(report["teacher"]) == 5
+    assert (tmp_path / "gpu.md").read_text().startswith("| method | step / plain training |")

@@ -8,6 +8,7 @@ import torch
 from hf_segkd.losses import LossSetup, build_losses, check_losses
 from hf_segkd.losses import skd as skd_module
 from hf_segkd.losses.cskd import cka_loss, position_attention
+from hf_segkd.losses.gram import gram
 from hf_segkd.models import SegmentationOutput
 from hf_segkd.recipe import load_yaml
 
@@ -27,6 +28,22 @@ def build(name, student, teacher, num_labels=2, **options):
 
 def call(name, student, teacher, labels=None, **options):
     return build(name, student, teacher, **options)(student, teacher, labels)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 8), (6, 9), (1, 1)])
+def test_pooling_is_torchs(size):
+    """The short cut for maps without gradient must keep every size and every maximum."""
+    x = draw(2, 3, *size).relu()
+    expected = torch.nn.functional.max_pool2d(x, 2, ceil_mode=True)
+    assert torch.equal(skd_module.max_pool2(x), expected)
+    assert torch.equal(skd_module.max_pool2(x.clone().requires_grad_()), expected)
+
+
+def test_gram_has_the_gradient_of_the_product():
+    """One product instead of two is right only for what autograd sends back, which need not be symmetric."""
+    x, direction = draw(2, 3, 5).requires_grad_(), draw(2, 3, 3, seed=1)
+    found, expected = (torch.autograd.grad(y, x, direction)[0] for y in (gram(x), x @ x.transpose(1, 2)))
+    torch.testing.assert_close(found, expected, **EXACT)
 
 
 def features(*tensors):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from hf_segkd.distributed import gather_with_gradient, world_size
 from hf_segkd.losses.attention import attend
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.gram import gram
 from hf_segkd.models.outputs import SegmentationOutput
 
 
@@ -143,7 +144,7 @@ def channel_attention(x: Tensor, gamma: Tensor, temperature: float) -> Tensor:
     """`gamma softmax(−x xᵀ / temperature) x + x` for `x` (B, C, h, w): a channel attends to those unlike itself."""
     flat = x.flatten(2)
     # A C × C matrix is small; the fused kernels are made for many short vectors, not for few of h·w numbers.
-    weights = (flat @ flat.transpose(1, 2) / -temperature).softmax(dim=-1)
+    weights = (gram(flat) / -temperature).softmax(dim=-1)
     return gamma * (weights @ flat).view_as(x) + x
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.gram import gram
 from hf_segkd.models.outputs import SegmentationOutput
 
 TILE = 512
@@ -61,10 +62,18 @@ class PairwiseLoss(DistillationLoss):
     def regions(self, x: Tensor) -> Tensor:
         """Unit vectors (B, C, N) of the pooled positions of `x` (B, C, h, w)."""
         if self.pooling == "max2":
-            return F.normalize(F.max_pool2d(x, 2, ceil_mode=True), dim=1).flatten(2)
+            return F.normalize(max_pool2(x), dim=1).flatten(2)
         window = [max(1, int(side * self.pooling)) for side in x.shape[-2:]]
         x = F.max_pool2d(x, window, ceil_mode=True).flatten(2)
         return x / (x.detach().norm(dim=1, keepdim=True) + 1e-8)
+
+
+def max_pool2(x: Tensor) -> Tensor:
+    """`F.max_pool2d(x, 2, ceil_mode=True)`, for an even map without gradient in a seventh of its time on a CPU."""
+    if x.requires_grad or x.shape[2] % 2 or x.shape[3] % 2:
+        return F.max_pool2d(x, 2, ceil_mode=True)
+    rows = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
+    return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
 def mean_squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
@@ -77,10 +86,8 @@ def mean_squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
     batch, positions = student.shape[0], student.shape[2]
     if positions <= student.shape[1] + teacher.shape[1]:
         return _direct(student, teacher) / (batch * positions**2)
-    own, cross, target = (
-        (a @ b.transpose(1, 2)).double().square().sum()
-        for a, b in ((student, student), (student, teacher), (teacher, teacher))
-    )
+    products = gram(student), student @ teacher.transpose(1, 2), gram(teacher)
+    own, cross, target = (x.double().square().sum() for x in products)
     value = own - 2 * cross + target
     if student.dtype != torch.float64 and value < NEARLY_EQUAL * target:
         return _direct(student, teacher) / (batch * positions**2)
