@@ -21,7 +21,8 @@ class ADE20K(PairBuilder):
     SPEC = DATASETS["ade20k"]
     TITLE = "ADE20K (SceneParse150)"
     PAGE = "Get ADEChallengeData2016.zip from http://sceneparsing.csail.mit.edu/."
-    PARTS = (Part(("images",), "ADEChallengeData2016.zip"), Part(("annotations",), "ADEChallengeData2016.zip"))
+    # sampleData/ is where the repository of the challenge keeps its three examples.
+    PARTS = tuple(Part((name, f"sampleData/{name}"), "ADEChallengeData2016.zip") for name in ("images", "annotations"))
     LAYOUT = {
         "train": (r"images/(?:.*/)?(ADE_train_\d+)\.jpg", r"annotations/(?:.*/)?(ADE_train_\d+)\.png"),
         "validation": (r"images/(?:.*/)?(ADE_val_\d+)\.jpg", r"annotations/(?:.*/)?(ADE_val_\d+)\.png"),

@@ -113,11 +113,12 @@ def test_coco_stuff_reads_the_folders_of_cirkd(tmp_path):
     assert len(find_pairs("coco_stuff_164k", str(root))["train"]) == 2
 
 
-def test_official_ade20k_samples_map_as_documented(tmp_path):
+@pytest.mark.parametrize("folder", [SAMPLES, SAMPLES.parent], ids=lambda x: x.name)
+def test_official_ade20k_samples_map_as_documented(folder, tmp_path):
     """The only official files at hand: raw 0 is ignored, raw v is class v - 1, at full size."""
     if not SAMPLES.is_dir():
         pytest.skip("needs ../shared/samples/ade20k_sceneparsing")
-    rows = load_split("ade20k", str(SAMPLES), "validation", cache_dir=str(tmp_path / "cache"))
+    rows = load_split("ade20k", str(folder), "validation", cache_dir=str(tmp_path / "cache"))
     assert rows["image_id"] == ["ADE_val_00000001", "ADE_val_00000002", "ADE_val_00000003"]
     for row in rows:
         raw = np.array(Image.open(SAMPLES / "annotations" / f"{row['image_id']}.png"))
