@@ -12,6 +12,8 @@ student's outputs; each in a process of its own, the two forms by turns. Time an
 import argparse
 import copy
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -93,6 +95,21 @@ def step(distiller: Distiller, optimizer: torch.optim.Optimizer, inputs: dict) -
     optimizer.zero_grad()
 
 
+def shares(function: Callable[[], object], rows: int = 8) -> str:
+    """Markdown: the operations that take the processor's time in a second call, and their shares of it."""
+    function()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        function()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    lines = ["| operation | share | seconds | calls |", "|---|---|---|---|"]
+    for event in events[:rows]:
+        seconds = event.self_cpu_time_total / 1e6
+        share = f"{100 * event.self_cpu_time_total / total:.0f} %"
+        lines.append(f"| {event.key} | {share} | {seconds:.2f} | {event.count} |")
+    return "\n".join([*lines, f"| all | | {total / 1e6:.2f} | |"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=["baseline", "cirkd", "cirkdv2"], help="recipes to measure")
@@ -102,13 +119,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/step"), help="path without suffix")
     parser.add_argument("--measure", nargs=2, metavar=("METHOD:PART", "FORM"), help="one, printed as JSON")
+    parser.add_argument("--profile", nargs=2, metavar=("METHOD:PART", "FORM"), help="one, by operation")
     args = parser.parse_args()
-    if args.measure:
+    if which := args.measure or args.profile:
         torch.set_num_threads(args.threads)
-        method, part = args.measure[0].split(":")
-        distiller, inputs = build(method, args.measure[1], part)
+        method, part = which[0].split(":")
+        distiller, inputs = build(method, which[1], part)
         optimizer = torch.optim.SGD(distiller.parameters(), lr=0.01, momentum=0.9)
-        print(json.dumps(measure(lambda: step(distiller, optimizer, inputs), args.passes, LIMIT)))
+        run = partial(step, distiller, optimizer, inputs)
+        print(json.dumps(measure(run, args.passes, LIMIT)) if args.measure else shares(run))
         return
     names = [f"{method}:{part}" for part in args.parts for method in args.only]
     options = [f"--threads={args.threads}", f"--passes={args.passes}"]

@@ -8,13 +8,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-VARIANTS = ("eager", "channels_last", "bf16", "compiled")
+from hf_segkd.folding import folded_batch_norms
+
+VARIANTS = ("eager", "channels_last", "folded", "bf16", "compiled")
 
 
 def count_macs(model: PreTrainedModel, size: tuple[int, int]) -> int:
@@ -46,7 +49,8 @@ def measure(
     Args:
         model (`nn.Module`): Called as `model(pixel_values=...)`; is moved to `device` and put in eval mode.
         size (`tuple[int, int]`): Height and width of the images, pixels.
-        variant (`str`, *optional*, defaults to `"eager"`): One of `VARIANTS`; `"bf16"` casts the weights too.
+        variant (`str`, *optional*, defaults to `"eager"`): One of `VARIANTS`; `"folded"` has its batch norms in
+            the convolutions before them, `"bf16"` casts the weights too.
         batch_size (`int`, *optional*, defaults to `1`): Images at once.
         device (`str`, *optional*, defaults to `"cpu"`): `"cpu"` or `"cuda"`.
         repeats, warmup (`int`): Timed passes, and passes before them.
@@ -70,7 +74,8 @@ def measure(
     if variant == "compiled":
         model = torch.compile(model)
     before = _peak_memory(device)
-    with torch.inference_mode():
+    folding = folded_batch_norms(model, size) if variant == "folded" else nullcontext()
+    with folding, torch.inference_mode():
         for _ in range(warmup):
             model(pixel_values=images)
         seconds = sorted(_seconds(lambda: model(pixel_values=images), device) for _ in range(repeats))

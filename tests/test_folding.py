@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 
 from hf_segkd.folding import folded_batch_norms
 from hf_segkd.models import expose_features, load_segmenter
+from hf_segkd.profiling import measure
 from hf_segkd.trainer import DistillationTrainer
 
 NETWORKS = {
@@ -81,6 +82,16 @@ def test_interruption_leaves_the_teacher_whole():
     with pytest.raises(KeyboardInterrupt), folded_batch_norms(model, (8, 8)):
         raise KeyboardInterrupt
     assert isinstance(model.norm, nn.BatchNorm2d)
+
+
+def test_folded_variant_is_measured():
+    """A variant that measures the plain model would say that folding gains nothing."""
+    model, seen = load_segmenter(NETWORKS["deeplabv3"][0]), []
+    model.register_forward_pre_hook(
+        lambda *_: seen.append(sum(isinstance(x, nn.BatchNorm2d) for x in model.modules()))
+    )
+    measure(model, (64, 64), "folded", repeats=2, warmup=1)
+    assert seen[-3:] == [0, 0, 0] and seen[0] == 31
 
 
 @pytest.mark.parametrize("name", teachers.ALL)
