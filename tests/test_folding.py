@@ -31,6 +31,10 @@ def with_statistics(model):
     return model.eval().requires_grad_(False)
 
 
+def count_norms(model):
+    return sum(isinstance(x, nn.BatchNorm2d) for x in model.modules())
+
+
 class Toy(nn.Module):
     """A convolution, whose output goes into a batch norm and, if `shared`, elsewhere too."""
 
@@ -54,8 +58,8 @@ def test_folding_changes_nothing_but_the_number_of_modules(name):
     expected = model(pixel_values=images, output_hidden_states=True)
     with folded_batch_norms(model, (64, 96)) as folded:
         found = model(pixel_values=images, output_hidden_states=True)
-        left = [x for x in model.modules() if isinstance(x, nn.BatchNorm2d)]
-    assert folded == count and len(left) == len([x for x in modules.values() if isinstance(x, nn.BatchNorm2d)]) - count
+        left = count_norms(model)
+    assert folded == count and left == count_norms(model) - count
     for key in ("logits", "features"):
         assert (found[key] - expected[key]).abs().max() < 1e-5 * expected[key].abs().max()
     assert dict(model.named_modules()) == modules
@@ -132,11 +136,9 @@ def test_compiled_teacher_teaches_the_same(tmp_path, tiny_teacher):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_trainer_folds_its_teacher_on_a_gpu(tmp_path, tiny_student, tiny_teacher):
     """Only there it pays."""
-    count = sum(isinstance(x, nn.BatchNorm2d) for x in tiny_teacher.modules())
+    count = count_norms(tiny_teacher)
     trainer: DistillationTrainer = trainer_for(tmp_path, tiny_student, tiny_teacher, use_cpu=False)
     seen = []
-    trainer.student.register_forward_pre_hook(
-        lambda *_: seen.append(sum(isinstance(x, nn.BatchNorm2d) for x in tiny_teacher.modules()))
-    )
+    trainer.student.register_forward_pre_hook(lambda *_: seen.append(count_norms(tiny_teacher)))
     trainer.train()
-    assert min(seen) < count == sum(isinstance(x, nn.BatchNorm2d) for x in tiny_teacher.modules())
+    assert min(seen) < count == count_norms(tiny_teacher)
