@@ -145,8 +145,10 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
             if self.teacher is not None and self.args.torch_compile:
                 options = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
                 self.run_teacher = torch.compile(self.teacher, **options)
-            yield
-        self.run_teacher = self.teacher
+            try:
+                yield
+            finally:
+                self.run_teacher = self.teacher
 
     # ---- one step ------------------------------------------------------------------------------------------------
 
