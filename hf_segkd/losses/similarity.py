@@ -111,6 +111,11 @@ def uses_kernels(x: Tensor) -> bool:
     return known and importlib.util.find_spec("triton") is not None
 
 
+def _similarities(rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
+    """`rows columnsᵀ / temperature`, the division inside the product."""
+    return torch.addmm(rows.new_empty(()), rows, columns.T, beta=0, alpha=1 / temperature)
+
+
 class _UnitVectors(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -136,7 +141,7 @@ class _SymmetricPairKL(torch.autograd.Function):
         s, t = student.flatten(0, 1), teacher.flatten(0, 1)
         sums_s, sums_t, cross = (s.new_zeros(images * positions, images) for _ in range(3))
         for (i, rows), (j, columns) in tiles(student):
-            tile_s, tile_t = s[rows] / temperature @ s[columns].T, t[rows] / temperature @ t[columns].T
+            tile_s, tile_t = (_similarities(x[rows], x[columns], temperature) for x in (s, t))
             difference = tile_t - tile_s
             # In place, so that the tiles stay in the cache.
             difference.mul_(tile_t.exp_())
@@ -157,14 +162,13 @@ class _SymmetricPairKL(torch.autograd.Function):
         scale_s, scale_t = scale / sums_s, scale / sums_t
         gradient = torch.zeros_like(s)
         for (i, rows), (j, columns) in tiles(student):
-            exp_s = (s[rows] / ctx.temperature @ s[columns].T).exp_()
-            exp_t = (t[rows] / ctx.temperature @ t[columns].T).exp_()
+            exp_s, exp_t = (_similarities(x[rows], x[columns], ctx.temperature).exp_() for x in (s, t))
             factor_s, factor_t = scale_s[rows, j][:, None], scale_t[rows, j][:, None]
             if rows != columns:
                 factor_s, factor_t = factor_s + scale_s[columns, i], factor_t + scale_t[columns, i]
             tile = exp_s.mul_(factor_s).sub_(exp_t.mul_(factor_t))
-            gradient[rows] += tile @ s[columns]
-            gradient[columns] += tile.T @ s[rows]
+            gradient[rows].addmm_(tile, s[columns])
+            gradient[columns].addmm_(tile.T, s[rows])
         return gradient.view_as(student), None, None
 
 
