@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -28,11 +29,7 @@ def allocations(function: Callable[[], object]) -> list[int]:
 
 def peak_bytes(function: Callable[[], object]) -> int:
     """Peak of the CPU bytes that torch holds during a call, beyond those that it held before."""
-    live = peak = 0
-    for size in allocations(function):
-        live += size
-        peak = max(peak, live)
-    return peak
+    return max(accumulate(allocations(function), initial=0))
 
 
 def count_flops(function: Callable[[], object]) -> int:

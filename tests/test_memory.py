@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,24 @@ K = 4
 CHANNELS = {"logits": (K, K), "aux_logits": (K, K), "features": (8, 12), "hidden_states.0": (8, 12)}
 
 
-@pytest.fixture(autouse=True)
+# At 256x512: operations of products and peak of bytes, in parts of the plain form's, and allocations of at least the
+# size of a map. They are counted, not timed: the same on every machine, and above them something got worse.
+COUNTS = {
+    "CIRKD mini-batch 128/256": (0.70, 0.085, 2),
+    "CIRKD memory, its bank": (1.01, 0.16, 10),
+    "CIRKDv2, its context block": (1.09, 0.52, 19),
+    "SKD pair-wise 128/256": (0.51, 0.57, 0),
+    "CSKD PAM, whole map": (1.04, 0.26, 109),
+    "AT 512/512": (0, 0.26, 1),
+    "DSD": (1.01, 0.28, 1),
+    "IFVD 512/512, K=19": (None, 0.05, 4),  # The plain form has no products.
+    "CWD features 512/512": (0, 0.51, 6),
+    "KD, K=150": (0, 0.61, 6),
+    "task with upsampling, K=150": (None, 0.02, 34),
+}
+
+
+@pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks far smaller than the maps: at the real sizes, a map of the tests would fit into one."""
     monkeypatch.setattr(similarity, "CPU_TILE", 64)
@@ -65,6 +83,7 @@ def peak(name: str, size: tuple[int, int]) -> int:
     return measuring.peak_bytes(step)
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("name", LOSSES)
 def test_memory_grows_with_the_map_not_with_its_square(name):
     """One N x N matrix would pass every other test, and not fit a GPU at the published sizes."""
@@ -73,6 +92,25 @@ def test_memory_grows_with_the_map_not_with_its_square(name):
     assert large < 2.5 * small, f"{small} -> {large} bytes"
 
 
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_stay_what_they_are(name):
+    """The benchmarks run by hand; between two of them a loss could grow slow or large."""
+    case, counted = cases.CASES[name], {}
+    loss, inputs = case.build(crop=(256, 512))
+    map_size = max(x.nbytes for side in inputs[:2] for x in side.values())
+    for form in ("dense", "ours"):
+        cases.forward_backward(case, form, loss, inputs)  # Buffers of the first pass exist from here on.
+        operations = measuring.count_flops(lambda form=form: case.value(form, loss, inputs).backward())
+        sizes = measuring.allocations(lambda form=form: cases.forward_backward(case, form, loss, inputs))
+        counted[form] = operations, max(accumulate(sizes)), sum(size >= map_size for size in sizes)
+    (dense, dense_peak, _), (ours, peak, large) = counted["dense"], counted["ours"]
+    operations, bytes_, allocations = COUNTS[name]
+    assert operations is None or ours <= operations * dense, f"{ours / max(dense, 1):.3f} of the operations"
+    assert peak <= bytes_ * dense_peak, f"{peak / dense_peak:.3f} of the bytes"
+    assert large <= allocations, f"{large} allocations of the size of a map"
+
+
+@pytest.mark.usefixtures("small_blocks")
 def test_task_loss_holds_no_upsampled_logits():
     """At 150 classes the upsampled logits alone are most of a training step's memory."""
     case = cases.Case(LOSSES["task"], dense.task, {"logits": (16, 16)}, num_labels=16, crop=(256, 256))
