@@ -138,7 +138,7 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
     def _fast_teacher(self) -> Iterator[None]:
         """For the time of training, the teacher in its fastest form; it is left as it was."""
         folding = nullcontext()
-        # On a CPU folding gains nothing (docs/performance.md), and so the teacher gives the same bits as alone.
+        # A CPU gains little (docs/performance.md), and there the teacher gives the very bits that it gives alone.
         if self.teacher is not None and self.args.device.type == "cuda":
             folding = folded_batch_norms(self.teacher.to(memory_format=torch.channels_last), self.train_size)
         with folding:
