@@ -10,6 +10,7 @@ does the work of one of them, and the bytes are counted that it would send to ea
 import argparse
 import json
 from dataclasses import dataclass, replace
+from math import ceil, floor, log10
 from pathlib import Path
 from unittest.mock import patch
 
@@ -119,23 +120,23 @@ def table(found: dict) -> str:
 
 
 def plot(found: dict, path: Path) -> None:
-    """Seconds and MiB against each axis, both logarithmic."""
-    figure = new_figure((11, 5.5))
+    """Seconds and MiB against each axis, both logarithmic over whole decades."""
+    figure = new_figure((11, 6.5))
     panels = figure.subplots(2, len(found))
     for column, (axis, losses) in enumerate(found.items()):
         for row, (quantity, unit) in enumerate((("seconds", 1), ("bytes", 2**20))):
             axes = panels[row, column]
             for name, costs in losses.items():
                 axes.plot(list(costs), [x[quantity] / unit for x in costs.values()], marker="o", ms=3, label=name)
+            values = [x[quantity] / unit for costs in losses.values() for x in costs.values()]
             axes.set_yscale("log")
+            axes.set_ylim(10 ** floor(log10(min(values))), 10 ** ceil(log10(max(values))))
             axes.grid(alpha=0.3)
             axes.tick_params(labelsize=7)
-            if row:
-                axes.set_xlabel(axis)
-        panels[0, column].legend(fontsize=6)
+        panels[1, column].set_xlabel(axis)
+        panels[0, column].legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     panels[0, 0].set_ylabel("processor seconds")
     panels[1, 0].set_ylabel("peak MiB")
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
 
 
