@@ -12,7 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import PreTrainedModel
 
-TOLERANCE = 1e-4  # of a map's largest value; folding moves it by rounding, about 1e-6
+# Of a map's largest value: float32 moves by 1e-6, bfloat16 in a hundred layers by 3e-2, and tf32 less. Where
+# folding is wrong, values move by as much as they are.
+TOLERANCE, ROUGH_TOLERANCE = 1e-4, 1e-1
 
 
 @contextmanager
@@ -53,7 +55,8 @@ def _maps(model: PreTrainedModel, images: Tensor) -> list[Tensor]:
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(found, expected, rtol=0, atol=TOLERANCE * expected.abs().max().item())
+    tolerance = ROUGH_TOLERANCE if expected.is_cuda or expected.dtype != torch.float32 else TOLERANCE
+    return torch.allclose(found, expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
 
 def _watched(model: PreTrainedModel, images: Tensor) -> tuple[list[Tensor], list[tuple[str, str]]]:

@@ -38,7 +38,11 @@ def count_norms(model):
 class Toy(nn.Module):
     """A convolution, whose output goes into a batch norm and, if `shared`, elsewhere too."""
 
-    device, dtype = torch.device("cpu"), torch.float32
+    device = torch.device("cpu")
+
+    @property
+    def dtype(self):
+        return self.conv.weight.dtype
 
     def __init__(self, shared: bool):
         super().__init__()
@@ -63,6 +67,15 @@ def test_folding_changes_nothing_but_the_number_of_modules(name):
     for key in ("logits", "features"):
         assert (found[key] - expected[key]).abs().max() < 1e-5 * expected[key].abs().max()
     assert dict(model.named_modules()) == modules
+
+
+def test_half_precision_is_folded_too():
+    """A limit for float32 would take its rounding for an error and quietly fold nothing, on the GPUs it is for."""
+    model = with_statistics(load_segmenter({"model_type": "deeplabv3", "backbone": "resnet101", "num_labels": 5}))
+    with folded_batch_norms(model.to(torch.bfloat16), (64, 96)) as folded:
+        assert folded == 114
+    with folded_batch_norms(with_statistics(Toy(shared=True)).to(torch.bfloat16), (8, 8)) as folded:
+        assert folded == 0
 
 
 def test_convolution_read_twice_is_left_alone():
