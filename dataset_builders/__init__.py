@@ -102,6 +102,9 @@ def load_splits(
         return opened_splits(name, data_dir, _config(name, config), cache_dir)
     pairs = find_pairs(name, data_dir, **config)
     _report_counts(name, pairs, config)
+    if absent := [split for split in BUILDERS[name].counts(_config(name, config)) if split not in pairs]:
+        page = BUILDERS[name].PAGE
+        logger.warning("%s lacks the %s of %s: prepared without. %s", data_dir, " and ".join(absent), name, page)
     return _prepare(name, data_dir, pairs, cache_dir, config, num_proc).as_dataset()
 
 

@@ -163,6 +163,15 @@ def test_a_missing_split_matters_only_when_it_is_asked_for(folder, load):
         load(folder, "test")
 
 
+def test_whole_datasets_without_a_split_say_so(folder, tmp_path, caplog):
+    """A download that stopped after the training images would be pushed to the Hub as CamVid."""
+    for name in ("val", "valannot", "test", "testannot"):
+        shutil.rmtree(folder / name)
+    splits = load_splits("camvid", str(folder), cache_dir=str(tmp_path / "cache"))
+    assert list(splits) == ["train"]
+    assert "lacks the validation and test of camvid: prepared without. Get the folder CamVid of" in caplog.text
+
+
 def test_half_a_split_is_refused(folder, load):
     """A forgotten annotation folder is not an absent split."""
     shutil.rmtree(folder / "valannot")
