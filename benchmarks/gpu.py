@@ -1,6 +1,6 @@
 """Everything that only a GPU can tell, in one run: every method's step, the teacher's forms, the fused relations.
 
-    python -m benchmarks.gpu --output runs/benchmarks/gpu          # 8 crops of 512×1024; 10 minutes on an H200, 60 GB
+    python -m benchmarks.gpu --output runs/benchmarks/gpu          # 8 crops of 512×1024
     python -m benchmarks.gpu --device cpu --batch 3 --crop 64 128  # a rehearsal
 
 writes gpu.json and gpu.md. A step is the teacher's forward (DeepLabV3 on ResNet-101), the student's (DeepLabV3 on

@@ -2,7 +2,7 @@
 
     python -m benchmarks.losses --output runs/benchmarks/losses
 
-writes losses.json and losses.md (a few minutes, 4 GB). `--only skd ifvd` measures the cases whose names hold one of
+writes losses.json and losses.md (an hour, 8 GB). `--only skd ifvd` measures the cases whose names hold one of
 these. Every measurement runs in its own process, the two forms by turns. Memory is the peak of bytes that torch's
 allocator hands out beyond the inputs, temporaries inside operators included: the profiler sees each allocation, which
 makes the figure exact and the same on every machine, unlike resident memory, which holds whatever is not given back.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale --output runs/benchmarks/scale
 
-writes scale.json, scale.md and scale.png (10 minutes, 2 GB). Time and memory are counted as in `benchmarks/losses.py`.
+writes scale.json, scale.md and scale.png (a few minutes). Time and memory are counted as in `benchmarks/losses.py`.
 Other processes are played by one: whatever is gathered comes back as often as there are processes, so that each loss
 does the work of one of them, and the bytes are counted that it would send to each of the others.
 """
