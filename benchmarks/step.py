@@ -3,7 +3,7 @@
     python -m benchmarks.step --output runs/benchmarks/step
 
 DeepLabV3 on ResNet-18 as the student, the outputs of a DeepLabV3 on ResNet-101 given, 2 crops of 512×1024, the losses
-and weights of `scripts/recipes/methods/`, SGD; writes step.json and step.md (an hour; 20 minutes with one round and pass; 8 GB). `--only baseline kd`
+and weights of `scripts/recipes/methods/`, SGD; writes step.json and step.md (an hour, 8 GB). `--only baseline kd`
 takes other recipes of that folder. Measured are the whole step and the losses alone, forward and backward to the
 student's outputs; each in a process of its own, the two forms by turns. Time and memory are counted as in
 `benchmarks/losses.py`.
