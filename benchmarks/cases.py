@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks import dense, dense_attention, dense_cirkd
 from hf_segkd.losses import LOSSES, LossSetup
 from hf_segkd.losses.cirkdv2 import ChannelRelations, ContextBlock
-from hf_segkd.losses.similarity import bank_kl, unit_vectors
+from hf_segkd.losses.functional.similarity import bank_kl, unit_vectors
 from hf_segkd.models import SegmentationOutput
 
 STRIDE = 8

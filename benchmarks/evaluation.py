@@ -20,7 +20,7 @@ import evaluate
 import numpy as np
 import torch
 
-from hf_segkd.confusion import confusion_matrix, scores
+from hf_segkd.evaluation.confusion import confusion_matrix, scores
 
 CLASSES, IGNORE = 19, 255
 

@@ -26,9 +26,10 @@ from transformers import PreTrainedModel
 from benchmarks.cases import CASES, forward_backward
 from benchmarks.measuring import hardware, peak_bytes
 from benchmarks.step import RECIPES, TEACHER, build
-from hf_segkd.distiller import Distiller
-from hf_segkd.folding import folded_batch_norms
-from hf_segkd.models import SegmentationOutput, load_segmenter
+from hf_segkd.loading.frozen import folded_batch_norms
+from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.models import SegmentationOutput
+from hf_segkd.training.distiller import Distiller
 
 RELATIONS = ("CIRKD mini-batch 512/512", "CIRKD mini-batch 128/256", "CIRKD memory 512/512", "SKD pair-wise 512/512")
 WARMUP, PASSES = 3, 10
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--passes", type=int, default=PASSES)
-    parser.add_argument("--only", nargs="+", help="recipes of scripts/recipes/methods; all by default")
+    parser.add_argument("--only", nargs="+", help="recipes of hf_segkd/recipes/methods; all by default")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/gpu"), help="path without suffix")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks.cases import CASES, Case, forward_backward
 from benchmarks.measuring import hardware, measure
-from hf_segkd.figures import new_figure
 from hf_segkd.losses import LOSSES
+from hf_segkd.reports.figures import new_figure
 
 LIMIT = 20.0  # seconds; a case stops repeating beyond it
 PASSES = 3

@@ -3,7 +3,7 @@
     python -m benchmarks.step --output runs/benchmarks/step
 
 DeepLabV3 on ResNet-18 as the student, the outputs of a DeepLabV3 on ResNet-101 given, 2 crops of 512×1024, the losses
-and weights of `scripts/recipes/methods/`, SGD; writes step.json and step.md (an hour, 8 GB). `--only baseline kd`
+and weights of `hf_segkd/recipes/methods/`, SGD; writes step.json and step.md (an hour, 8 GB). `--only baseline kd`
 takes other recipes of that folder. Measured are the whole step and the losses alone, forward and backward to the
 student's outputs; each in a process of its own, the two forms by turns. Time and memory are counted as in
 `benchmarks/losses.py`.
@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from benchmarks.cases import CASES
 from benchmarks.measuring import compare, measure, write
-from hf_segkd.distiller import Distiller
+from hf_segkd.loading.native import output_shapes
+from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.losses import LOSSES, LossSetup, build_losses
-from hf_segkd.models import SegmentationOutput, load_segmenter, output_shapes
+from hf_segkd.models import SegmentationOutput
 from hf_segkd.recipe import load_yaml
+from hf_segkd.training.distiller import Distiller
 
-RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes" / "methods"
+RECIPES = Path(__file__).resolve().parents[1] / "hf_segkd" / "recipes" / "methods"
 STUDENT = {"model_type": "deeplabv3", "backbone": "resnet18", "num_labels": 19}
 TEACHER = {"model_type": "deeplabv3", "backbone": "resnet101", "num_labels": 19}
 DENSE = {case.loss: case.dense for case in CASES.values() if case.loss in LOSSES.values()}

@@ -24,7 +24,7 @@ from dataset_builders.pair_builder import PairBuilder, Pairs
 from dataset_builders.raw_splits import FileSplit, RowSplit
 from dataset_builders.synthetic import Synthetic
 from dataset_builders.voc_aug import VocAug
-from hf_segkd.data.datasets import DatasetSpec
+from hf_segkd.data.specs import DatasetSpec
 from hf_segkd.values import check_value
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def load_split(
         split (`str`): `"train"`, `"validation"` or `"test"`; of a builder also a slice such as `"train[:8]"`.
         cache_dir (`str`, *optional*): Where to keep prepared data; the cache of `datasets` by default.
         skip (`dict[str, list[int]]`, *optional*): Positions to leave out, by split, from
-            [`~hf_segkd.checks.check_data`]. Their files are not opened: all splits are prepared together.
+            [`~hf_segkd.training.checks.check_data`]. Their files are not opened: all splits are prepared together.
         config: Fields of the builder's config, for instance `num_train` of `"synthetic"`, or of
             [`~dataset_builders.opened.OpenedConfig`].
 
@@ -132,7 +132,7 @@ def find_pairs(name: str, data_dir: str | None, **config) -> dict[str, Pairs]:
 
 
 def raw_splits(name: str, data_dir: str | None, **config) -> tuple[dict[str, FileSplit | RowSplit], dict]:
-    """What [`load_split`] would read, before anything is decoded or prepared, for [`~hf_segkd.checks.check_data`].
+    """What [`load_split`] would read, before anything is decoded or prepared.
 
     Returns:
         `tuple[dict, dict]`: Splits by name, none for drawn datasets; and raw value (or colour) to train id.

@@ -6,7 +6,7 @@ python dataset_builders/ade20k.py --data_dir ADEChallengeData2016 --output ade20
 from dataset_builders.files import Part
 from dataset_builders.label_map import LabelMap
 from dataset_builders.pair_builder import PairBuilder
-from hf_segkd.data.datasets import DATASETS
+from hf_segkd.data.specs import DATASETS
 
 
 class ADE20K(PairBuilder):

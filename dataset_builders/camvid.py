@@ -11,7 +11,7 @@ import datasets
 from dataset_builders.files import SUFFIXES, RawFile, check_folder, examples, listing, read_lines
 from dataset_builders.label_map import LabelMap
 from dataset_builders.pair_builder import PairBuilder
-from hf_segkd.data.datasets import DATASETS
+from hf_segkd.data.specs import DATASETS
 
 VOID = 11  # raw id of unlabelled pixels
 FOLDERS = {"train": ("train", "trainannot"), "validation": ("val", "valannot"), "test": ("test", "testannot")}

@@ -10,8 +10,8 @@ import datasets
 from dataset_builders.files import Part, list_parts
 from dataset_builders.label_map import LabelMap
 from dataset_builders.pair_builder import PairBuilder
-from hf_segkd.data.datasets import DATASETS
 from hf_segkd.data.labels import CITYSCAPES_IDS
+from hf_segkd.data.specs import DATASETS
 
 EXTRA = Part(("leftImg8bit/train_extra",), "leftImg8bit_trainextra.zip")
 

@@ -10,8 +10,8 @@ import datasets
 from dataset_builders.files import Part, check_folder
 from dataset_builders.label_map import LabelMap
 from dataset_builders.pair_builder import PairBuilder
-from hf_segkd.data.datasets import DATASETS
 from hf_segkd.data.labels import COCO_STUFF_UNUSED
+from hf_segkd.data.specs import DATASETS
 
 
 @dataclass

@@ -13,7 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 
 from dataset_builders.label_map import IGNORE_INDEX, LabelMap
 from dataset_builders.own_classes import own_classes, own_spec
-from hf_segkd.data.datasets import DatasetSpec
+from hf_segkd.data.specs import DatasetSpec
 
 LABEL_FILE = "id2label.json"
 

@@ -7,7 +7,7 @@ import datasets
 from dataset_builders import files, label_map
 from dataset_builders.files import FileReader, Part, RawFile, examples, list_parts, match
 from dataset_builders.label_map import LabelMap, encode_train_ids
-from hf_segkd.data.datasets import DatasetSpec
+from hf_segkd.data.specs import DatasetSpec
 
 Pairs = list[tuple[RawFile, RawFile | None]]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import PIL.Image
 
-from hf_segkd.data.datasets import DATASETS
+from hf_segkd.data.specs import DATASETS
 
 SPEC = DATASETS["synthetic"]
 SKY, BUILDING, ROAD, PAVEMENT, TREE, POLE, SIGN, CAR, PERSON, MARKING = range(SPEC.num_labels)

@@ -12,7 +12,7 @@ import PIL.Image
 
 from dataset_builders import street_scenes
 from dataset_builders.street_scenes import SPEC, SPLITS, draw_scene
-from hf_segkd.data.datasets import DatasetSpec
+from hf_segkd.data.specs import DatasetSpec
 
 
 @dataclass

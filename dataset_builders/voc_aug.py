@@ -6,7 +6,7 @@ python dataset_builders/voc_aug.py --data_dir VOCdevkit/VOC2012 --output voc_aug
 from dataset_builders.files import Part, examples, list_parts, match, read_lines
 from dataset_builders.label_map import LabelMap
 from dataset_builders.pair_builder import PairBuilder
-from hf_segkd.data.datasets import DATASETS
+from hf_segkd.data.specs import DATASETS
 
 TRAIN_LISTS, VALIDATION_LISTS = ("train_aug.txt", "trainaug.txt"), ("val.txt",)
 

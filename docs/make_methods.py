@@ -16,9 +16,10 @@ import torch
 
 import dataset_builders
 from hf_segkd.data import DATASETS, SegmentationDataset, TrainTransform, collate
-from hf_segkd.distiller import loss_setup
+from hf_segkd.loading.pretrained import load_processor, load_segmenter
 from hf_segkd.losses import LOSSES, DistillationLoss, LossSetup
-from hf_segkd.models import InputNormalization, load_processor, load_segmenter
+from hf_segkd.models import InputNormalization
+from hf_segkd.training.distiller import loss_setup
 
 STUDENT = {"model_type": "espnet", "hidden_sizes": [8, 20, 40], "depths": [1, 2]}
 # Time and memory beyond the maps themselves. B images, N positions, C channels, K classes, M keys, D pooled positions.

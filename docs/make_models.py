@@ -12,8 +12,9 @@ import torch
 import yaml
 
 from hf_segkd.conversion import FAMILIES
-from hf_segkd.models import BACKBONES, load_segmenter
-from hf_segkd.profiling import count_macs
+from hf_segkd.evaluation.profiling import count_macs
+from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.models import BACKBONES
 
 SIZE = (512, 1024)
 HEADER = """# Networks
@@ -39,7 +40,7 @@ before it in SegFormer.
 
 ## Original checkpoints
 
-`python scripts/convert_checkpoint.py FILE.pth FOLDER --dataset NAME` recognises these families by their keys:
+`python scripts/convert.py FILE.pth FOLDER --dataset NAME` recognises these families by their keys:
 
 """
 
@@ -122,7 +123,7 @@ def build(row: Row):
 def line(row: Row) -> str:
     model = build(row)
     spec = yaml.safe_dump(row.spec, default_flow_style=True, sort_keys=False, width=10**4).strip()
-    spec = f"`{spec}`" if len(spec) < 80 else "see `scripts/recipes/pairs`"
+    spec = f"`{spec}`" if len(spec) < 80 else "see `hf_segkd/recipes/pairs`"
     classes = "" if row.num_labels == 19 else f" ({row.num_labels} classes)"
     macs = f"{count_macs(model, SIZE) / 1e9:.1f}"
     return f"| {row.name}{classes} | {spec} | {model.num_parameters():,} | {macs} | {row.published} |"

@@ -5,6 +5,7 @@ Importing it registers the package's models with transformers' Auto classes.
 
 __version__ = "0.1.0"
 
-from hf_segkd.models import SegmentationOutput, load_processor, load_segmenter  # noqa: E402
+from hf_segkd.loading.pretrained import load_processor, load_segmenter  # noqa: E402
+from hf_segkd.models import SegmentationOutput  # noqa: E402
 
 __all__ = ["SegmentationOutput", "load_processor", "load_segmenter"]

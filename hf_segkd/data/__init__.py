@@ -1,6 +1,6 @@
 from hf_segkd.data.cache import DecodedRows, decoded
-from hf_segkd.data.datasets import DATASETS, DatasetSpec
 from hf_segkd.data.photometric import PhotometricJitter
+from hf_segkd.data.specs import DATASETS, DatasetSpec
 from hf_segkd.data.transforms import EvalTransform, SegmentationDataset, TrainTransform, check_labels, collate
 
 __all__ = [

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hf_segkd.distributed import gather, gather_with_gradient
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.losses.draws import SeededDraws
-from hf_segkd.losses.similarity import bank_kl, image_pair_kl, unit_vectors
+from hf_segkd.losses.functional.similarity import bank_kl, image_pair_kl, unit_vectors
 from hf_segkd.models.outputs import SegmentationOutput
 
 logger = logging.getLogger(__name__)

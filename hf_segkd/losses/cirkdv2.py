@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.distributed import gather, gather_with_gradient
-from hf_segkd.losses.attention import attend
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
 from hf_segkd.losses.cirkd import (
     CIRKDMemoryLoss,
@@ -15,7 +14,8 @@ from hf_segkd.losses.cirkd import (
     write_rows,
 )
 from hf_segkd.losses.draws import SeededDraws
-from hf_segkd.losses.similarity import bank_kl, image_pair_kl
+from hf_segkd.losses.functional.attention import attend
+from hf_segkd.losses.functional.similarity import bank_kl, image_pair_kl
 from hf_segkd.models.outputs import SegmentationOutput
 
 CHANNEL_POOLING = 4  # positions; CIRKD pools 4×4 before it compares channels

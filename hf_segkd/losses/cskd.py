@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.distributed import gather_with_gradient, world_size
-from hf_segkd.losses.attention import attend
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
-from hf_segkd.losses.gram import gram
+from hf_segkd.losses.functional.attention import attend
+from hf_segkd.losses.functional.gram import gram
 from hf_segkd.models.outputs import SegmentationOutput
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_segkd.losses.attention import attend
+from hf_segkd.losses.functional.attention import attend
 
 MIN_SIDE = 64  # positions; four halvings and a 4×4 convolution leave nothing of a smaller map
 WIDTHS = (64, 128, 256, 512)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, same_size
-from hf_segkd.losses.divergence import softmax_kl
+from hf_segkd.losses.functional.divergence import softmax_kl
 from hf_segkd.models.outputs import SegmentationOutput
 
 REDUCTIONS = ("pixel", "element", "cross_entropy_sum")

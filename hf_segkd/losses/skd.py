@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
-from hf_segkd.losses.gram import gram
+from hf_segkd.losses.functional.gram import gram
 from hf_segkd.models.outputs import SegmentationOutput
 
 TILE = 512

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup
-from hf_segkd.losses.cross_entropy import upsampled_cross_entropy
+from hf_segkd.losses.functional.cross_entropy import upsampled_cross_entropy
 from hf_segkd.models.outputs import SegmentationOutput
 
 

@@ -1,27 +1,14 @@
-"""Segmentation models: those of this library, registered with the Auto classes, and any native one."""
+"""The networks that travel with released folders, registered with the Auto classes of transformers."""
 
-from dataclasses import fields as dataclass_fields
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
-    AutoModelForUniversalSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.backbone_utils import BackboneConfigMixin
-from transformers.image_processing_utils import BaseImageProcessor
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
-from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from .backbones import BACKBONES, resolve_backbone
 from .deeplabv3 import DeepLabV3Config, DeepLabV3ForSemanticSegmentation
@@ -31,24 +18,19 @@ from .image_processing import SegmentationImageProcessor
 from .mobilenetv2 import MobileNetV2Backbone, MobileNetV2Config
 from .mobilenetv3 import MobileNetV3Backbone, MobileNetV3Config
 from .mobilevit import MobileViTBackbone, MobileViTConfig
-from .native import FEATURE_MODULES, expose_features, output_shapes
 from .normalization import InputNormalization
-from .outputs import OWN_PREFIX, SegmentationOutput, segmentation_loss, upsamples_with_align_corners
-from .patches import check_input_size, state_maps
+from .outputs import SegmentationOutput, segmentation_loss, upsamples_with_align_corners
 from .pspnet import PSPNetConfig, PSPNetForSemanticSegmentation
-from .universal import UNIVERSAL_MODELS, query_logits, semantic_task
 from .upernet import UperNetConfig, UperNetForSemanticSegmentation
 
 __all__ = [
     "BACKBONES",
-    "FEATURE_MODULES",
     "MODELS",
     "PROCESSORS",
     "DeepLabV3Config",
     "DeepLabV3ForSemanticSegmentation",
     "DilatedResNetBackbone",
     "DilatedResNetConfig",
-    "UNIVERSAL_MODELS",
     "ESPNetConfig",
     "ESPNetForSemanticSegmentation",
     "InputNormalization",
@@ -64,17 +46,9 @@ __all__ = [
     "SegmentationOutput",
     "UperNetConfig",
     "UperNetForSemanticSegmentation",
-    "check_input_size",
     "default_processor",
-    "expose_features",
-    "load_processor",
-    "load_segmenter",
-    "output_shapes",
     "resolve_backbone",
-    "query_logits",
     "segmentation_loss",
-    "semantic_task",
-    "state_maps",
     "upsamples_with_align_corners",
 ]
 
@@ -115,167 +89,6 @@ for _config_class, _model_class in MODELS.items():
     _config_class.register_for_auto_class()
     _model_class.register_for_auto_class("AutoModelForSemanticSegmentation")
 SegmentationImageProcessor.register_for_auto_class()
-
-
-def load_segmenter(
-    spec: str | dict[str, Any], id2label: dict[int, str] | None = None, **hub_kwargs: Any
-) -> PreTrainedModel:
-    """Load a segmentation model, or make a new one, that returns [`SegmentationOutput`].
-
-    Args:
-        spec (`str` or `dict`): A folder or Hub id of a semantic or universal model, loaded in float32; or
-            `{"model_type": "espnet", ...}` with fields of its config, for a new model with random weights. Our models
-            go by their short name (`"espnet"` for `"segkd_espnet"`), native ones by theirs (`"segformer"`), backbones
-            by a name of `BACKBONES` or by their config: `{"model_type": "deeplabv3", "backbone": "resnet18"}`.
-        id2label (`dict[int, str]`, *optional*): Class names. A new model gets them; a loaded one must have as many.
-        hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...; `trust_remote_code` is `False` unless given.
-
-    Returns:
-        `PreTrainedModel`: In evaluation mode when loaded, in training mode when new.
-
-    Raises:
-        ValueError: Nothing to load at `spec`, damaged weights, weights missing or of another shape, a package missing
-            that the model needs, code of its own that is not trusted, another number of classes, or an unknown model
-            type or config field.
-    """
-    if isinstance(spec, dict):
-        return expose_features(_new_model(spec, id2label))
-    model = _pretrained_model(str(spec), **hub_kwargs)
-    if id2label is not None and len(id2label) != model.config.num_labels:
-        raise ValueError(
-            f"The model at '{spec}' has {model.config.num_labels} classes, the dataset {len(id2label)}. "
-            "Use a model trained on the same dataset."
-        )
-    return expose_features(model)
-
-
-def _pretrained_model(spec: str, **hub_kwargs: Any) -> PreTrainedModel:
-    folder = Path(spec)
-    if folder.is_file():
-        raise ValueError(
-            f"'{spec}' is a file, a model is a folder. Convert an original checkpoint with "
-            "`python scripts/convert_checkpoint.py CHECKPOINT FOLDER` and pass the folder."
-        )
-    if not folder.is_dir() and (folder.is_absolute() or spec.startswith(".") or spec.count("/") > 1):
-        raise _not_found(spec, "there is no such folder")  # a Hub id never looks like this: no need to ask the Hub
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise _not_found(spec, "the folder has no config.json")
-    hub_kwargs = {"trust_remote_code": False} | hub_kwargs
-    try:
-        universal = AutoConfig.from_pretrained(spec, **hub_kwargs).model_type in UNIVERSAL_MODELS
-        auto_class = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
-        model, report = auto_class.from_pretrained(
-            spec, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **hub_kwargs
-        )
-    except OSError as error:
-        raise _not_found(spec, str(error).splitlines()[0]) from error
-    except ImportError as error:  # scipy for the universal models, timm for some backbones
-        raise ValueError(f"The model at '{spec}' needs a package that is missing: {str(error).strip()}") from error
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"The model at '{spec}' brings Python code of its own, which runs with your rights. Read it, and if "
-            "you trust it, pass --trust_remote_code (in Python: trust_remote_code=True)."
-        ) from None
-    except SafetensorError as error:
-        raise ValueError(f"The weights in '{spec}' are damaged ({error}). Save or download them again.") from error
-    mismatched = [key for key, *_ in report["mismatched_keys"]]
-    if report["missing_keys"] or mismatched:
-        raise ValueError(
-            f"The weights in '{spec}' do not fill the model its config.json describes. "
-            f"Missing: {_list(report['missing_keys'])}. Of another shape: {_list(mismatched)}. "
-            "Use a folder saved by save_pretrained, with the config.json it was saved with."
-        )
-    return model
-
-
-def _not_found(spec: str, reason: str) -> ValueError:
-    return ValueError(
-        f"No model found at '{spec}' ({reason}). Looked for a folder with config.json and model.safetensors, then for "
-        "a Hub id. Check the path, or the id and the connection."
-    )
-
-
-def _new_model(spec: dict[str, Any], id2label: dict[int, str] | None) -> PreTrainedModel:
-    options = dict(spec)
-    model_type = _resolve_model_type(options.pop("model_type", None))
-    config_class = CONFIG_MAPPING[model_type]
-    _check_fields(config_class, options)
-    backbone = options.get("backbone", options.get("backbone_config"))
-    if isinstance(backbone, dict):
-        backbone_class = type(resolve_backbone({"model_type": backbone.get("model_type")}))
-        _check_fields(backbone_class, {name: value for name, value in backbone.items() if name != "model_type"})
-    if id2label is not None:
-        if options.get("num_labels", len(id2label)) != len(id2label):
-            raise ValueError(
-                f"num_labels is {options['num_labels']} but the dataset has {len(id2label)} classes. Leave it out."
-            )
-        options |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
-    try:
-        config = AutoConfig.for_model(model_type, **options)
-    except StrictDataclassError as error:
-        raise ValueError(f"Wrong type in the fields of '{model_type}': {' '.join(str(error).split())}") from error
-    return AutoModelForSemanticSegmentation.from_config(config)
-
-
-def _check_fields(config_class: type[PreTrainedConfig], options: dict[str, Any]) -> None:
-    """A misspelt field would be kept as an attribute that nothing reads."""
-    known = {field.name for field in dataclass_fields(config_class)} | set(config_class.attribute_map) | {"num_labels"}
-    if issubclass(config_class, BackboneConfigMixin):
-        known |= {"out_features", "out_indices"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        closest = get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"{config_class.__name__} has no field {_list(unknown)}. Did you mean '{closest}'? "
-            f"Its fields are the arguments of {config_class.__name__}."
-        )
-
-
-def _resolve_model_type(name: str | None) -> str:
-    for candidate in (f"{OWN_PREFIX}{name}", name):
-        if candidate in CONFIG_MAPPING and CONFIG_MAPPING[candidate] in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-            return candidate
-    names = [config.model_type.removeprefix(OWN_PREFIX) for config in MODELS]
-    names += sorted(set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) - set(names))
-    if name is None:
-        raise ValueError(f"A new model needs a model_type, one of {', '.join(names)}.")
-    closest = get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
-    raise ValueError(f"Unknown model_type '{name}'. Did you mean '{closest}'? Known: {', '.join(names)}.")
-
-
-def _list(keys: Any, limit: int = 8) -> str:
-    keys = sorted(keys)
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return (", ".join(keys[:limit]) or "none") + more
-
-
-def load_processor(spec_or_model: str | PreTrainedModel, **hub_kwargs: Any) -> BaseImageProcessor:
-    """Load the image processor saved beside a model, or make the one its kind of model was published with.
-
-    Args:
-        spec_or_model (`str` or `PreTrainedModel`): A folder, a Hub id, or a model, which remembers where it came from.
-        hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...; `trust_remote_code` is `False` unless given.
-
-    Returns:
-        `BaseImageProcessor`: The saved one; without, [`default_processor`] of the model's config.
-
-    Raises:
-        ValueError: Nothing to load at that place.
-    """
-    is_model = isinstance(spec_or_model, PreTrainedModel)
-    spec = spec_or_model.name_or_path if is_model else str(spec_or_model)
-    trust = {"trust_remote_code": hub_kwargs.pop("trust_remote_code", False)}
-    try:
-        # OneFormer's is part of a processor with a tokenizer, which is saved under the other name.
-        names = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME) if spec else ()
-        if any(cached_file(spec, x, _raise_exceptions_for_missing_entries=False, **hub_kwargs) for x in names):
-            return AutoImageProcessor.from_pretrained(spec, **trust, **hub_kwargs)
-        config = spec_or_model.config if is_model else AutoConfig.from_pretrained(spec, **trust, **hub_kwargs)
-    except OSError as error:
-        raise _not_found(spec, str(error).splitlines()[0]) from error
-    return default_processor(config)
 
 
 def default_processor(config: PreTrainedConfig) -> SegmentationImageProcessor:

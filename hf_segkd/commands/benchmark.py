@@ -1,0 +1,182 @@
+"""Train all methods with several seeds on one budget; tabulate what each gains over the baseline, and what it costs.
+
+    python scripts/benchmark.py hf_segkd/recipes/datasets/camvid_released.yaml \
+        --methods baseline kd cwd_logits kd_cwd --seeds 0 1 --split test --output_dir runs/bench \
+        --student runs/espnet-c --teacher runs/espnet --data_dir CamVid
+
+Recipes of data and pair, and every flag that is not named below, go to `distill.py` for each run. The first method is
+the baseline. Finished runs are kept and an interrupted one is resumed: the same command goes on with the queue, and
+methods or seeds may be added to it. `--report FOLDER` writes table and plot again from an earlier run's files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import dataset_builders
+from dataset_builders import data_options
+from hf_segkd.commands import distill
+from hf_segkd.console import plain_logs, readable_errors
+from hf_segkd.data import EvalTransform, SegmentationDataset
+from hf_segkd.evaluation.scoring import WHOLE, evaluate_model
+from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.recipe import load_yaml, parse
+from hf_segkd.reports.files import write_json
+from hf_segkd.reports.method_benchmark import changed_keys, plot_gains, read_results, results_table, write_results
+from hf_segkd.training.config import DistillationConfig
+
+METHODS = Path(__file__).resolve().parents[1] / "recipes" / "methods"
+SCORES, COUNTS = "benchmark.json", "counts.safetensors"
+SCORING = threading.Lock()  # runs on several GPUs train side by side, but are scored one after the other
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the queue: what `distill.py` gets, and its script's arguments as it will read them."""
+
+    method: str
+    seed: int
+    folder: Path
+    argv: tuple[str, ...]
+    script: distill.ScriptArguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Work the queue off and write the table; returns how many runs failed."""
+    options, flags = parser().parse_known_args(argv)
+    plain_logs()
+    with readable_errors():
+        if options.report:
+            print(report(Path(options.report)))
+            return 0
+        runs = plan(options, flags)
+    devices = queue.SimpleQueue()
+    for device in options.gpus or [None]:
+        devices.put(device)
+    with ThreadPoolExecutor(max_workers=len(options.gpus or [None])) as pool:
+        done = list(pool.map(lambda run: work(run, devices, options.split), runs))
+    finished = [run for run, succeeded in zip(runs, done, strict=True) if succeeded]
+    with readable_errors():
+        collect(finished, options)
+        print("\n" + report(Path(options.output_dir)))
+    for run in runs:
+        if run not in finished:
+            print(f"failed: {run.method}, seed {run.seed}; see {log_file(run)}")
+    return len(runs) - len(finished)
+
+
+def plan(options: argparse.Namespace, flags: list[str]) -> list[Run]:
+    """All runs, seed by seed, so that an unfinished queue still compares methods.
+
+    Raises:
+        ValueError: If a method or a flag is unknown, or a folder holds a run of other settings.
+    """
+    if not options.output_dir:
+        raise ValueError("No output folder. Give --output_dir FOLDER.")
+    runs = []
+    for seed in options.seeds:
+        for method in options.methods:
+            file = Path(method) if method.endswith(".yaml") else METHODS / f"{method}.yaml"
+            if not file.is_file():
+                known = ", ".join(sorted(path.stem for path in METHODS.glob("*.yaml")))
+                raise ValueError(f"No method {method!r}. Known: {known}; or the path of a recipe.")
+            folder = Path(options.output_dir) / file.stem / f"seed{seed}"
+            argv = (*options.recipes, str(file), *flags, "--seed", str(seed), "--output_dir", str(folder))
+            (script, _), recipe = parse((distill.ScriptArguments, DistillationConfig), list(argv))
+            if (folder / "recipe.yaml").is_file():
+                earlier = load_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+                if keys := changed_keys(earlier, recipe):
+                    raise ValueError(f"{folder} was run with another {', '.join(keys)}. Use another --output_dir.")
+            runs.append(Run(file.stem, seed, folder, argv, script))
+    return runs
+
+
+def work(run: Run, devices: queue.SimpleQueue, split: str) -> bool:
+    """Train and score one run in a process of its own, unless that was done before; whether it succeeded."""
+    if (run.folder / SCORES).is_file():
+        return True
+    device = devices.get()
+    print(f"{run.method}, seed {run.seed}: {log_file(run)}", flush=True)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        if not (run.folder / "metrics.json").is_file():
+            command = [sys.executable, "-m", "hf_segkd", "distill", *run.argv, "--resume"]
+            with log_file(run).open("a") as log:
+                trained = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            if trained.returncode:
+                return False
+        with SCORING:
+            score(run, split)
+        return True
+    finally:
+        devices.put(device)
+
+
+def score(run: Run, split: str) -> None:
+    """Score a finished student on `split` and keep what was counted on each image."""
+    options = data_options(run.script)
+    spec = dataset_builders.dataset_spec(run.script.dataset, run.script.data_dir, **options)
+    rows = dataset_builders.load_split(run.script.dataset, run.script.data_dir, split, **options)
+    dataset = SegmentationDataset(rows, EvalTransform(spec.ignore_index), spec.num_labels)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    evaluation = evaluate_model(*load_with_processor(str(run.folder)), dataset, WHOLE, spec.ignore_index, device)
+    trained = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    scores = {"method": run.method, "seed": run.seed, "mean_iou": evaluation.scores()["mean_iou"]}
+    scores |= {"dataset": spec.name, "split": split, "images": len(dataset), "protocol": str(WHOLE)}
+    kept = ("seconds_per_step", "peak_memory_mib", "loss_parameters", "steps", "hardware", "commit")
+    save_file({"counts": evaluation.per_image.int()}, run.folder / COUNTS)
+    write_json(scores | {key: trained[key] for key in kept}, run.folder / SCORES)  # last: it says that all is there
+
+
+def collect(runs: list[Run], options: argparse.Namespace) -> None:
+    """Put the scores of all finished runs into `results.json` and `counts.safetensors` of the output folder."""
+    scores = [json.loads((run.folder / SCORES).read_text(encoding="utf-8")) for run in runs]
+    for run, entry in zip(runs, scores, strict=True):
+        entry["log_sha256"] = hashlib.sha256(log_file(run).read_bytes()).hexdigest()
+    counts = [load_file(run.folder / COUNTS)["counts"] for run in runs]
+    write_results(scores, counts, Path(options.methods[0]).stem, Path(options.output_dir))
+
+
+def report(folder: Path) -> str:
+    """Write `table.md` and `gains.png` from a folder's results; returns the table."""
+    results = read_results(folder)
+    text = results_table(results)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    try:
+        plot_gains(results, folder / "gains.png")
+    except ImportError as error:
+        print(f"gains.png was not drawn: {error}")
+    return text
+
+
+def log_file(run: Run) -> Path:
+    return run.folder.with_suffix(".log")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of this script; what it does not know is left for `distill.py`."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
+    add = parser.add_argument
+    add("recipes", nargs="*", help="recipes of data and pair")
+    add("--methods", nargs="+", default=["baseline"], help="names of method recipes, or paths; the baseline first")
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--split", default="test", help="split that is scored")
+    add("--output_dir", help="folder of the queue: runs, table and plot")
+    add("--gpus", nargs="+", help="GPUs to use, one run on each: 0 1 2")
+    add("--report", metavar="FOLDER", help="only write table and plot from its results.json")
+    return parser

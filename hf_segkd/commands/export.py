@@ -1,0 +1,115 @@
+"""Write a model as ONNX files, compare them with PyTorch, and measure size, time and mIoU.
+
+    python scripts/export.py FOLDER_OR_HUB_ID --output_dir OUT
+    python scripts/export.py FOLDER_OR_HUB_ID --precisions fp32 fp16 int8 int8_dynamic --dataset camvid \\
+        --data_dir CamVid --split test --output_dir OUT
+
+A file takes uint8 RGB images (B, H, W, 3) of any size and returns class ids (B, H, W). With --dataset, the table has
+the mIoU of each file; int8 is calibrated on its training split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import HfArgumentParser, PreTrainedModel
+
+import dataset_builders
+from dataset_builders.street_scenes import draw_scene
+from hf_segkd.console import plain_logs, readable_errors
+from hf_segkd.data import EvalTransform, SegmentationDataset
+from hf_segkd.deployment.onnx_export import OUTPUTS, export_onnx, quantize_dynamic, quantize_static
+from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter, crops, images_of, measurements, to_markdown
+from hf_segkd.evaluation.segmenter import TorchSegmenter
+from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.reports.files import write_json
+from hf_segkd.training.checks import check_classes
+
+PRECISIONS = ("fp32", "fp16", "int8", "int8_dynamic")
+MIN_AGREEMENT = 0.9999
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Export as the command line says and return the rows of the table, PyTorch's first."""
+    arguments = parser().parse_args(argv)
+    plain_logs()
+    # The exporter warns of torchvision, which nothing here needs, and of its own use of torch.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+    with readable_errors():
+        if "int8" in arguments.precisions and not arguments.dataset:
+            raise ValueError("int8 is calibrated on training images: give a --dataset, or choose int8_dynamic.")
+        model, processor = load_segmenter(arguments.model), load_processor(arguments.model)
+        scored = open_split(arguments, model, arguments.split) if arguments.dataset else None
+        paths = write_files(model, processor, arguments)
+        files = {name: OnnxSegmenter(path) for name, path in paths.items()}
+
+    pictures = images_of(scored, count=4) if scored else scenes(arguments.size or (512, 1024))
+    batches = [picture[None] for picture in pictures]
+    if not arguments.size:
+        batches = list(crops(pictures, files["fp32"].metadata["size_multiple"]))
+    segmenters = {"PyTorch": TorchSegmenter(model, processor), **files}
+    ignore_index = scored.transform.ignore_index if scored else 255
+    rows = measurements(segmenters, batches, pictures[0], scored, model.config.num_labels, ignore_index)
+    height, width, _ = pictures[0].shape
+    conditions = f"{height} x {width} pixels, {torch.get_num_threads()} threads, {len(scored or ())} images scored"
+    text = f"{to_markdown(rows, paths)}\n\n{conditions}\n"
+    print(f"\n{text}")
+    write_json({"conditions": conditions, "rows": rows}, Path(arguments.output_dir) / "export.json")
+    (Path(arguments.output_dir) / "export.md").write_text(text, encoding="utf-8")
+    if rows[1]["equal_pixels"] < MIN_AGREEMENT:
+        sys.exit(f"error: the fp32 file disagrees with PyTorch on more than {1 - MIN_AGREEMENT:.2%} of the pixels.")
+    return rows
+
+
+def write_files(model: PreTrainedModel, processor, arguments: argparse.Namespace) -> dict[str, Path]:
+    """The files asked for, by precision; fp32 always, because int8 is made from it."""
+    paths = {name: Path(arguments.output_dir) / f"model_{name}.onnx" for name in PRECISIONS}
+    wanted = {"fp32": paths["fp32"]} | {name: paths[name] for name in arguments.precisions}
+    for name in ("fp32", "fp16"):
+        if name in wanted:
+            export_onnx(model, processor, paths[name], arguments.output, name, arguments.size)
+    if "int8" in wanted:
+        training = open_split(arguments, model, "train")
+        quantize_static(paths["fp32"], paths["int8"], images_of(training, arguments.calibration_images))
+    if "int8_dynamic" in wanted:
+        quantize_dynamic(paths["fp32"], paths["int8_dynamic"])
+    return wanted
+
+
+def open_split(arguments: argparse.Namespace, model: PreTrainedModel, split: str | None) -> Dataset:
+    """A split (the validation split for `None`) of the dataset on the command line, whole images."""
+    options = dataset_builders.data_options(arguments)
+    spec = dataset_builders.dataset_spec(arguments.dataset, arguments.data_dir, **options)
+    check_classes(model, spec.labels, "model")
+    rows = dataset_builders.load_split(arguments.dataset, arguments.data_dir, split or spec.eval_split, **options)
+    return SegmentationDataset(rows, EvalTransform(spec.ignore_index), spec.num_labels)
+
+
+def scenes(size: tuple[int, int], count: int = 4) -> list[np.ndarray]:
+    """Street scenes, for a model of which no data is at hand."""
+    return [draw_scene("test", index, *size, seed=0)[0] for index in range(count)]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of this script."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = HfArgumentParser(dataset_builders.DataArguments, description=__doc__, formatter_class=form)
+    add = parser.add_argument
+    add("model", help="folder or Hub id")
+    add("--output_dir", required=True, help="folder for model_<precision>.onnx, export.json and export.md")
+    add("--precisions", nargs="+", default=["fp32"], choices=PRECISIONS, help="fp32 is always written")
+    add("--output", default="labels", choices=sorted(OUTPUTS), help="class ids at image size, or the model's logits")
+    add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="fixed size, pixels (default: any)")
+    add("--dataset", help="what is scored, int8 calibrated on: a builder's name, a folder or a Hub id")
+    add("--data_dir", help="folder of the raw dataset")
+    add("--split", help="split that is scored (default: the dataset's validation split)")
+    add("--calibration_images", type=int, default=32, help="images of the training split that int8 is calibrated on")
+    return parser

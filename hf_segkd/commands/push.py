@@ -1,0 +1,54 @@
+"""Upload the folder of a finished run to the Hub, with its model card.
+
+    python scripts/push.py runs/camvid_kd_cwd OWNER/NAME
+    python scripts/push.py runs/camvid_kd_cwd OWNER/NAME --private --branch trial --token_file ~/.my_token
+
+The same command again uploads what is missing or has changed. Checkpoints and logs stay at home.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hf_segkd.console import readable_errors
+from hf_segkd.hub import open_repository, push_folder
+from hf_segkd.reports.model_card import update_model_card
+
+
+def main(argv: list[str] | None = None) -> str:
+    """Upload as the command line says and return the address of the commit."""
+    arguments = parser().parse_args(argv)
+    with readable_errors():
+        check_folder(arguments.folder)
+        token = Path(arguments.token_file).expanduser().read_text().strip() if arguments.token_file else None
+        repo_id = open_repository(arguments.repo_id, arguments.private or None, arguments.branch, token)
+        if not update_model_card(arguments.folder, repo_id, arguments.branch):
+            print("README.md was changed by hand and is uploaded as it is: check the model's name in its snippets.")
+        address = push_folder(arguments.folder, repo_id, arguments.branch, token)
+    print(f"On the Hub: {address}")
+    return address
+
+
+def check_folder(folder: str) -> None:
+    """Check that a run was finished in `folder`.
+
+    Raises:
+        ValueError: If a file is missing that each finished run leaves.
+    """
+    needed = ("config.json", "model.safetensors", "metrics.json", "recipe.yaml")
+    missing = [name for name in needed if not (Path(folder) / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder!r} is not the folder of a finished run: it has no {', '.join(missing)}.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folder", help="output_dir of a finished run")
+    add("repo_id", help="OWNER/NAME, or NAME for your own; created when it does not exist")
+    add("--private", action="store_true", help="make a new repository private")
+    add("--branch", help="branch to write to; created when it does not exist")
+    add("--token_file", help="file that holds the token (default: hf auth login, or HF_TOKEN)")
+    return parser

@@ -1,0 +1,40 @@
+"""What a user sees of a command: log lines, and one readable message instead of a traceback."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class TrainingFault(RuntimeError):
+    """What ends a training that had begun, in one paragraph: what happened, at which step, and what to do."""
+
+
+@contextmanager
+def readable_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds, by default `ValueError` and `OSError`, into `error: ...` on stderr, exit code 1.
+
+    Scripts wrap what happens before any compute: reading the recipe, the data and the models; around the training
+    only [`TrainingFault`], because nothing else is expected there. Set `HF_SEGKD_TRACEBACK=1` to see where an error
+    comes from.
+    """
+    kinds = kinds or (ValueError, OSError)
+    try:
+        yield
+    except kinds as error:
+        if os.environ.get("HF_SEGKD_TRACEBACK") == "1":
+            raise
+        sys.exit(f"error: {error}")
+
+
+def plain_logs() -> None:
+    """Show what the library reports, and no progress bars in a log file, where they are carriage returns."""
+    import datasets
+    import transformers
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_segkd").setLevel(logging.INFO)
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()

@@ -1,0 +1,236 @@
+"""A page to try models on: teacher and student side by side on any image, with time and class areas."""
+
+from __future__ import annotations
+
+import html
+import importlib.metadata
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_segkd.deployment.label_files import palette_of, upright
+from hf_segkd.evaluation.segmenter import TorchSegmenter
+from hf_segkd.reports.pictures import overlay
+
+_EXTRA = "pip install 'hf-segkd[demo]'"
+LONGEST_SIDE = 1024  # pixels; a phone's photo would take a CPU minutes
+_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "safetensors", "numpy", "pillow", "gradio")
+_RESULT = {"interactive": False, "format": "png", "show_label": False, "buttons": ["download", "fullscreen"]}
+_APP = '''"""The page of hf_segkd's demo: {student}."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from hf_segkd.deployment.demo_page import DemoPage
+from hf_segkd.models import load_processor, load_segmenter
+
+MODELS = {models!r}
+
+pages = DemoPage({{title: (load_segmenter(model), load_processor(model)) for title, model in MODELS.items()}})
+page = pages.build([Image.open(path) for path in sorted(Path("examples").glob("*.png"))])
+
+if __name__ == "__main__":
+    page.launch()
+'''
+_README = """---
+title: {title}
+sdk: gradio
+sdk_version: {gradio}
+python_version: "3.11"
+app_file: app.py
+license: apache-2.0
+models:
+{models}
+---
+
+Segment an image with {names}: overlay, time and area of each class.
+
+Made with hf_segkd, whose source is in this repository; `python app.py` runs the page anywhere
+with the packages of `requirements.txt`.
+"""
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What the models said of one image: class ids (H, W) and milliseconds, by the model's title."""
+
+    image: Image.Image
+    labels: dict[str, np.ndarray]
+    milliseconds: dict[str, float]
+
+
+class DemoPage:
+    """Models that share their classes, and the page that shows them side by side.
+
+    Args:
+        models (`dict[str, tuple]`): Title to model and image processor, in the order shown; one or more.
+
+    Raises:
+        ValueError: No model, or models whose classes differ.
+    """
+
+    def __init__(self, models: dict[str, tuple[PreTrainedModel, BaseImageProcessor]]):
+        if not models:
+            raise ValueError("Give at least one model.")
+        classes = {title: dict(model.config.id2label) for title, (model, _) in models.items()}
+        self.id2label = next(iter(classes.values()))
+        for title, id2label in classes.items():
+            if id2label != self.id2label:
+                raise ValueError(
+                    f"The models on one page must share their classes: {title} has {len(id2label)} "
+                    f"({', '.join(id2label.values())}), {next(iter(classes))} has {len(self.id2label)} "
+                    f"({', '.join(self.id2label.values())})."
+                )
+        self.palette = palette_of(self.id2label)
+        self.segmenters = {title: TorchSegmenter(*pair) for title, pair in models.items()}
+        for segmenter in self.segmenters.values():  # the first pass allocates, and would be shown as slow
+            segmenter(np.zeros((1, 96, 96, 3), dtype=np.uint8))
+
+    def segment(self, picture: Image.Image) -> Segmented:
+        """Run every model on a picture, shrunk to [`LONGEST_SIDE`] where it is larger."""
+        image = upright(picture)
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
+        pixels, labels, milliseconds = np.array(image)[None], {}, {}
+        for title, segmenter in self.segmenters.items():
+            start = time.perf_counter()
+            labels[title] = segmenter(pixels)[0]
+            milliseconds[title] = 1000 * (time.perf_counter() - start)
+        return Segmented(image, labels, milliseconds)
+
+    def overlays(self, result: Segmented, opacity: float) -> list[Image.Image]:
+        """The image under each model's colours; `opacity` from 0, the image alone, to 1, the colours alone."""
+        return [overlay(result.image, labels, self.palette, opacity) for labels in result.labels.values()]
+
+    def captions(self, result: Segmented) -> list[str]:
+        """Title and time of each model, Markdown."""
+        return [f"**{title}** · {time:.0f} ms" for title, time in result.milliseconds.items()]
+
+    def facts(self, result: Segmented) -> str:
+        """Legend and area of every class that a model found, largest first, HTML."""
+        areas = {
+            title: np.bincount(labels.ravel(), minlength=len(self.palette)) / labels.size
+            for title, labels in result.labels.items()
+        }
+        found = [index for index in np.argsort(-sum(areas.values())) if any(area[index] for area in areas.values())]
+        titles = "".join(f"<th>{html.escape(title)}</th>" for title in areas)
+        rows = [self._row(index, [area[index] for area in areas.values()]) for index in found]
+        table = f"<table><tr><th>class</th>{titles}</tr>{''.join(rows)}</table>"
+        width, height = result.image.size
+        lines = [f"{width} × {height} pixels"]
+        if len(areas) == 2:
+            first, second = result.labels.values()
+            lines.append(f"the same class on {100 * (first == second).mean():.1f} % of them")
+        return f"<p>{', '.join(lines)}</p>{table}"
+
+    def _row(self, index: int, areas: list[float]) -> str:
+        colour = "rgb({}, {}, {})".format(*self.palette[index])
+        cells = [
+            f'<td><div style="width: {140 * area:.0f}px; height: 0.7em; background: {colour}; display: inline-block">'
+            f"</div> {100 * area:.1f} %</td>"
+            for area in areas
+        ]
+        style = f"background: {colour}; border: 1px solid; padding: 0 0.6em; margin-right: 0.5em"
+        swatch = f'<span style="{style}"></span>'
+        return f"<tr><td>{swatch}{html.escape(self.id2label[index])}</td>{''.join(cells)}</tr>"
+
+    def build(self, examples: Sequence[Image.Image] = ()):
+        """The Gradio page (`gradio.Blocks`); `launch()` starts it.
+
+        Raises:
+            ImportError: Without gradio.
+        """
+        try:
+            import gradio
+        except ImportError as error:
+            raise ImportError(f"The demo page needs gradio: {_EXTRA}") from error
+        titles = list(self.segmenters)
+
+        def show(picture: Image.Image | None, opacity: float) -> list:
+            if picture is None:
+                return [None, "", *[None] * len(titles), *titles]
+            result = self.segment(picture)
+            return [result, self.facts(result), *self.overlays(result, opacity), *self.captions(result)]
+
+        def blend(result: Segmented | None, opacity: float) -> list:
+            return [None] * len(titles) if result is None else self.overlays(result, opacity)
+
+        with gradio.Blocks(title=" and ".join(titles), analytics_enabled=False) as page:
+            gradio.Markdown(f"# {' and '.join(titles)}\nSegment an image of your own, or one of the examples.")
+            result = gradio.State()
+            with gradio.Row():
+                with gradio.Column(scale=1):
+                    picture = gradio.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=260)
+                    if examples:
+                        gradio.Examples([[example] for example in examples], picture, label="Examples")
+                    opacity = gradio.Slider(0, 1, 0.5, step=0.05, label="Opacity of the classes")
+                with gradio.Column(scale=2):
+                    with gradio.Row():
+                        pictures, captions = [], []
+                        for title in titles:
+                            with gradio.Column(min_width=200):
+                                captions.append(gradio.Markdown(title))
+                                pictures.append(gradio.Image(elem_classes=f"result-{title.lower()}", **_RESULT))
+                    facts = gradio.HTML()
+            picture.change(show, [picture, opacity], [result, facts, *pictures, *captions])
+            opacity.change(blend, [result, opacity], pictures, show_progress="hidden")
+        return page
+
+
+def write_space(
+    folder: str | Path, student_id: str, teacher_id: str | None = None, examples: Sequence[Image.Image] = ()
+) -> Path:
+    """Write the files of a Gradio Space: the page of a student, beside its teacher where there is one.
+
+    The folder holds `app.py`, `requirements.txt` with this installation's versions, `README.md`, the examples and the
+    source of hf_segkd, so that the Space needs no published package.
+
+    Args:
+        folder (`str` or `Path`): Made where it does not exist; files of these names are replaced.
+        student_id, teacher_id (`str`): Hub ids of the models.
+        examples (`Sequence[PIL.Image.Image]`, *optional*): Images to pick from, free to be published.
+
+    Returns:
+        `Path`: The folder, to be uploaded as it is.
+
+    Raises:
+        ValueError: A model that is not given by its Hub id.
+        ImportError: Without gradio.
+    """
+    models = ({"Teacher": teacher_id} if teacher_id else {}) | {"Student": student_id}
+    for model in models.values():
+        if model.count("/") != 1 or not all(model.split("/")) or Path(model).exists():
+            raise ValueError(f"A Space loads its models from the Hub: '{model}' is no id such as user/name.")
+    versions = _installed_versions()
+    folder = Path(folder)
+    (folder / "examples").mkdir(parents=True, exist_ok=True)
+    for index, example in enumerate(examples):
+        example.save(folder / "examples" / f"{index}.png")
+    source = Path(__file__).parent
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(source, folder / source.name, ignore=ignored, dirs_exist_ok=True)
+    requirements = [f"{name}=={version}" for name, version in versions.items()]
+    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
+    (folder / "app.py").write_text(_APP.format(student=student_id, models=models), encoding="utf-8")
+    readme = _README.format(
+        title=student_id.split("/")[1],
+        gradio=versions["gradio"],
+        models="\n".join(f"- {model}" for model in models.values()),
+        names=" and ".join(models.values()),
+    )
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    return folder
+
+
+def _installed_versions() -> dict[str, str]:
+    try:
+        return {name: importlib.metadata.version(name).split("+")[0] for name in _PACKAGES}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ImportError(f"A Space gets the versions installed here, without {error.name}: {_EXTRA}") from error

@@ -1,0 +1,163 @@
+"""Predicted label maps as files: for people (colours, overlays), for programs (ids), for test servers."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hf_segkd.data import DATASETS
+from hf_segkd.data.labels import CITYSCAPES, CITYSCAPES_IDS, distinct_colors
+from hf_segkd.reports.pictures import Palette, overlay
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+# Where the VOC server looks in the archive.
+VOC_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
+
+
+@dataclass(frozen=True)
+class LabelFormat:
+    """One way of writing label maps.
+
+    Args:
+        write (`Callable`): From class ids (H, W), the image and the palette to a picture.
+        folder (`str`, *optional*, defaults to `""`): Where the files lie inside the output folder and the archive.
+        archive (`str`, *optional*, defaults to `".zip"`): `".zip"` or `".tar.gz"`, what the server takes.
+        num_labels (`int`, *optional*): Classes that a model must have for this format; any by default.
+    """
+
+    write: Callable[[np.ndarray, Image.Image, Palette], Image.Image]
+    folder: str = ""
+    archive: str = ".zip"
+    num_labels: int | None = None
+
+
+def _indexed(labels: np.ndarray, image: Image.Image, palette: Palette) -> Image.Image:
+    picture = Image.fromarray(labels.astype(np.uint8))
+    if len(palette) <= 256:
+        picture.putpalette([channel for colour in palette for channel in colour])
+    return picture
+
+
+def _ids(labels: np.ndarray, image: Image.Image, palette: Palette) -> Image.Image:
+    # 16 bits where a byte would wrap.
+    return Image.fromarray(labels.astype(np.uint8 if len(palette) <= 256 else np.uint16))
+
+
+def _blended(labels: np.ndarray, image: Image.Image, palette: Palette) -> Image.Image:
+    return overlay(image, labels, palette)
+
+
+def _cityscapes(labels: np.ndarray, image: Image.Image, palette: Palette) -> Image.Image:
+    ids = {name: index for index, name in CITYSCAPES_IDS.items()}
+    return Image.fromarray(np.array([ids[name] for name in CITYSCAPES], dtype=np.uint8)[labels])
+
+
+def _ade20k(labels: np.ndarray, image: Image.Image, palette: Palette) -> Image.Image:
+    return Image.fromarray((labels + 1).astype(np.uint8))  # 0 means "other" there
+
+
+FORMATS: dict[str, LabelFormat] = {
+    "palette": LabelFormat(_indexed),
+    "overlay": LabelFormat(_blended),
+    "ids": LabelFormat(_ids),
+    "cityscapes": LabelFormat(_cityscapes, num_labels=19),
+    "voc": LabelFormat(_indexed, VOC_FOLDER, ".tar.gz", num_labels=21),
+    "ade20k": LabelFormat(_ade20k, num_labels=150),
+}
+
+
+def check_format(name: str, num_labels: int) -> LabelFormat:
+    """The format of that name.
+
+    Raises:
+        ValueError: If a model of `num_labels` classes cannot be written in it.
+    """
+    label_format = FORMATS[name]
+    if label_format.num_labels not in (None, num_labels):
+        raise ValueError(
+            f"Format {name!r} is for models of {label_format.num_labels} classes, this one has {num_labels}. "
+            "Use a model trained on that dataset, or the format 'palette', 'overlay' or 'ids'."
+        )
+    return label_format
+
+
+def find_images(sources: Sequence[str | Path]) -> dict[str, Path]:
+    """Every image that files, folders and globs name, by its name without suffix, in order.
+
+    Args:
+        sources (`Sequence[str | Path]`): Files; folders, searched through for image files; globs (`"a/**/*.png"`).
+
+    Raises:
+        ValueError: If a source has no image, there is no source, or two images would be written to one file.
+    """
+    if not sources:
+        raise ValueError("No images given. Name files, folders or globs, or a --dataset.")
+    images: dict[str, Path] = {}
+    for source in map(str, sources):
+        if Path(source).is_file():
+            found = [Path(source)]
+        elif Path(source).is_dir():
+            found = [path for path in sorted(Path(source).rglob("*")) if path.suffix.lower() in SUFFIXES]
+        else:
+            found = [Path(path) for path in sorted(glob.glob(source, recursive=True)) if Path(path).is_file()]
+        if not found:
+            raise ValueError(f"No image at '{source}'. Looked for a file, a folder with images, and a glob.")
+        for path in found:
+            if images.setdefault(path.stem, path) != path:
+                raise ValueError(f"'{images[path.stem]}' and '{path}' would both be written to {path.stem}.png.")
+    return images
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """A picture as RGB, turned where its camera noted how it was held.
+
+    Raises:
+        OSError: If its file is damaged.
+    """
+    return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def palette_of(id2label: dict[int, str]) -> Palette:
+    """The official colours where the classes are those of a known dataset, else distinct ones."""
+    labels = tuple(id2label[index] for index in sorted(id2label))
+    for spec in DATASETS.values():
+        if spec.labels == labels:
+            return spec.palette
+    return distinct_colors(len(labels))
+
+
+def label_path(output_dir: str | Path, name: str, label_format: LabelFormat) -> Path:
+    """File of the image called `name` (its own file name without suffix, as all three servers want it)."""
+    return Path(output_dir) / label_format.folder / f"{name}.png"
+
+
+def write_label_file(picture: Image.Image, path: Path) -> None:
+    """Save a picture so that the file is either whole or absent, whatever interrupts the program."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    picture.save(unfinished, format="PNG")
+    os.replace(unfinished, path)
+
+
+def write_archive(paths: Iterable[Path], output_dir: str | Path, name: str, label_format: LabelFormat) -> Path:
+    """Pack label files, with the folders that the server expects, into `output_dir/name.zip` or `.tar.gz`."""
+    output_dir = Path(output_dir)
+    archive = output_dir / f"{name}{label_format.archive}"
+    members = [(path, str(path.relative_to(output_dir))) for path in paths]
+    if label_format.archive == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:  # PNGs are compressed already
+            for path, member in members:
+                file.write(path, member)
+    else:
+        with tarfile.open(archive, "w:gz") as file:
+            for path, member in members:
+                file.add(path, member)
+    return archive

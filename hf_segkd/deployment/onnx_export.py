@@ -1,0 +1,285 @@
+"""Models as ONNX files: bytes of an image in, class ids out, with everything between inside the graph."""
+
+from __future__ import annotations
+
+import copy
+import json
+import operator
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_segkd.deployment.label_files import palette_of
+from hf_segkd.loading.native import output_shapes
+from hf_segkd.models import InputNormalization, upsamples_with_align_corners
+
+try:
+    import onnx
+    import onnxscript
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+    from onnxscript import opset18
+except ImportError as error:
+    raise ImportError("ONNX files need onnx, onnxscript and onnxruntime: pip install 'hf-segkd[onnx]'") from error
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+# Two images, because a batch of one would be written into the file.
+_BATCH = 2
+# Pixels; one more than these, so that every map of the example has odd sides: what a model does to odd maps only
+# (MobileViT resizes them) is then in the file, and changes nothing for even ones.
+_SIDES = 192, 256
+_MULTIPLES = 1, 2, 4, 8, 16, 32, 64
+# What onnxruntime runs in int8 on a CPU. The rest (PReLU, batch norms, upsampling) stays float: bytes there cost
+# accuracy and a conversion on either side.
+_INT8_OPERATORS = ["Conv", "ConvTranspose", "MatMul", "Gemm"]
+
+
+class ImageToLogits(nn.Module):
+    """From uint8 RGB images (B, H, W, 3) to the model's logits (B, K, h, w), float32.
+
+    Args:
+        model (`PreTrainedModel`): As [`~hf_segkd.models.load_segmenter`] returns it, float32 or float16.
+        processor (`BaseImageProcessor`): The one it was trained with; its mean, std and channel order are used.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: BaseImageProcessor):
+        super().__init__()
+        self.model = model
+        self.normalization = InputNormalization.from_processor(processor)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixel_values = self.normalization(images.permute(0, 3, 1, 2)).to(self.model.dtype)
+        with _AnySizePooling():
+            return self.model(pixel_values=pixel_values).logits.float()
+
+
+class ImageToLabels(ImageToLogits):
+    """From uint8 RGB images (B, H, W, 3) to class ids (B, H, W), uint8 up to 256 classes, else int32.
+
+    Logits are upsampled bilinearly to the image with the model's own `align_corners`.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        align_corners = upsamples_with_align_corners(self.model.config)
+        logits = super().forward(images)
+        logits = F.interpolate(logits, size=images.shape[1:3], mode="bilinear", align_corners=align_corners)
+        return logits.argmax(dim=1).to(torch.uint8 if self.model.config.num_labels <= 256 else torch.int32)
+
+
+OUTPUTS: dict[str, type[ImageToLogits]] = {"labels": ImageToLabels, "logits": ImageToLogits}
+
+
+class _AnySizePooling(TorchFunctionMode):
+    """Adaptive average pooling as two matrix products.
+
+    The exporter would write the cell borders of the example's size into the file, which is wrong at any other size.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not F.adaptive_avg_pool2d:
+            return function(*args, **(kwargs or {}))
+        x, size = args
+        rows, columns = (size, size) if isinstance(size, int) else size
+        if rows == columns == 1:
+            return x.mean(dim=(-2, -1), keepdim=True)
+        return _cells(x, x.shape[-2], rows) @ x @ _cells(x, x.shape[-1], columns).T
+
+
+def _cells(x: Tensor, length: int, count: int) -> Tensor:
+    """Weights (count, length) of the average over each cell, cell i from ⌊i·length/count⌋ to ⌈(i+1)·length/count⌉."""
+    index = torch.arange(count, device=x.device)[:, None]
+    position = torch.arange(length, device=x.device)
+    inside = (position >= index * length // count) & (position < ((index + 1) * length + count - 1) // count)
+    return (inside / inside.sum(dim=1, keepdim=True)).to(x.dtype)
+
+
+def size_multiple(model: PreTrainedModel) -> int:
+    """Smallest power of two, in pixels, whose multiples the model takes as height and width; 1: any size.
+
+    Found by running the model: ESPNet, DeepLabV3, PSPNet, UperNet and SegFormer take any size.
+
+    Raises:
+        ValueError: If it takes none of them, as a model with fixed position embeddings.
+    """
+    for multiple in _MULTIPLES:
+        side = multiple * (128 // multiple + 1)  # a multiple of this power of two and of no larger one
+        try:
+            output_shapes(model, (side, side))
+        except (RuntimeError, ValueError):
+            continue
+        return multiple
+    raise ValueError(
+        f"{type(model).__name__} runs on no multiple of {_MULTIPLES[-1]} pixels: its image size is fixed. "
+        "Pass that size (height, width)."
+    )
+
+
+def export_onnx(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    path: str | Path,
+    output: str = "labels",
+    precision: str = "fp32",
+    size: tuple[int, int] | None = None,
+) -> Path:
+    """Write a model as an ONNX file whose only input is `images`, uint8 RGB (B, H, W, 3): bytes as cameras and
+    decoders give them, so that no caller has to know mean, std, channel order or `align_corners`.
+
+    The file's metadata holds these, the class names and the colours (JSON values).
+
+    Args:
+        model (`PreTrainedModel`): As [`~hf_segkd.models.load_segmenter`] returns it; left as it is.
+        processor (`BaseImageProcessor`): The one it was trained with.
+        path (`str` or `Path`): File to write.
+        output (`str`, *optional*, defaults to `"labels"`): `"labels"`, class ids (B, H, W) at image size; or
+            `"logits"`, float32 (B, K, h, w) at the model's own size.
+        precision (`str`, *optional*, defaults to `"fp32"`): `"fp32"` or `"fp16"`. Images and output are the same.
+        size (`tuple[int, int]`, *optional*): Height and width, pixels, for a runtime that wants them fixed; by
+            default any multiple of [`size_multiple`].
+
+    Returns:
+        `Path`: The file.
+
+    Raises:
+        ValueError: Unknown output or precision, or a model of fixed size without `size`.
+    """
+    if output not in OUTPUTS or precision not in PRECISIONS:
+        raise ValueError(
+            f"output must be one of {', '.join(OUTPUTS)} and precision one of {', '.join(PRECISIONS)}, "
+            f"got {output!r} and {precision!r}."
+        )
+    model = copy.deepcopy(model).cpu().to(PRECISIONS[precision]).eval()
+    graph = OUTPUTS[output](model, processor).eval()
+    multiple = None if size else size_multiple(model)
+    sides = size or [multiple * (side // multiple + 1) for side in _SIDES]
+    program = torch.onnx.export(
+        graph,
+        (torch.zeros(_BATCH, *sides, 3, dtype=torch.uint8),),
+        dynamo=True,
+        input_names=["images"],
+        output_names=[output],
+        custom_translation_table={operator.floordiv: _floor_division},
+        dynamic_shapes={"images": {0: Dim("batch")} | ({} if size else _dynamic_sides(multiple))},
+        verbose=False,
+    )
+    facts = {"output": output, "precision": precision, "size": size, "size_multiple": multiple}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = program.model_proto
+    _forget_source(file)
+    onnx.helper.set_model_props(file, _metadata(model, processor) | {key: json.dumps(x) for key, x in facts.items()})
+    onnx.save_model(file, path)
+    return path
+
+
+def _floor_division(numerator: onnxscript.INT64, denominator: onnxscript.INT64) -> onnxscript.INT64:
+    """Python's `//`. The exporter's own truncates, which is wrong for `-(-size // stride)`, the usual ceiling."""
+    remainder = opset18.Mod(numerator, denominator)  # has the sign of the denominator, as in Python
+    return opset18.Div(opset18.Sub(numerator, remainder), denominator)
+
+
+def _dynamic_sides(multiple: int) -> dict[int, Any]:
+    sides = Dim("height"), Dim("width")
+    return {axis: side if multiple == 1 else multiple * side for axis, side in enumerate(sides, start=1)}
+
+
+def _forget_source(file: onnx.ModelProto) -> None:
+    """Drop the exporter's notes, among them stack traces with the paths of this machine."""
+    graph = file.graph
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del item.metadata_props[:]
+
+
+def _metadata(model: PreTrainedModel, processor: BaseImageProcessor) -> dict[str, str]:
+    normalization = InputNormalization.from_processor(processor)
+    id2label = {int(index): name for index, name in model.config.id2label.items()}
+    facts = {
+        "input": "images: uint8 RGB (batch, height, width, 3); normalised inside",
+        "model_type": model.config.model_type,
+        "id2label": id2label,
+        "palette": palette_of(id2label),
+        "image_mean": normalization.mean.flatten().tolist(),
+        "image_std": normalization.std.flatten().tolist(),
+        "image_divisor": normalization.divisor.item(),
+        "channel_order": "BGR" if normalization.flip_channel_order else "RGB",
+        "align_corners": upsamples_with_align_corners(model.config),
+    }
+    return {key: json.dumps(value) for key, value in facts.items()}
+
+
+def quantize_static(source: str | Path, target: str | Path, images: Iterable[np.ndarray]) -> Path:
+    """Write an fp32 file in int8: weights per channel, activations by their mean range on calibration images.
+
+    Convolutions and matrix products run on bytes, everything else stays float32.
+
+    Args:
+        source (`str` or `Path`): File of [`export_onnx`] in fp32.
+        target (`str` or `Path`): File to write.
+        images (`Iterable[np.ndarray]`): A few dozen training images, uint8 RGB (H, W, 3), of any sizes the file takes.
+
+    Raises:
+        ValueError: Without images.
+    """
+    images = list(images)
+    if not images:
+        raise ValueError("Calibration needs at least one image. Pass a few dozen of the training split.")
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            prepared,
+            target,
+            _CalibrationImages(images),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=_INT8_OPERATORS,
+            per_channel=True,
+            # Without VNNI, the sum of two products of 8 bits saturates in 16: weights get 7.
+            reduce_range=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            # The mean of the images' ranges: one odd image must not stretch the scale of all.
+            extra_options={"CalibMovingAverage": True},
+        )
+    return _set_precision(source, target, f"int8, calibrated on {len(images)} images")
+
+
+def quantize_dynamic(source: str | Path, target: str | Path) -> Path:
+    """Write an fp32 file with int8 weights; the range of each activation is found anew for each image.
+
+    Needs no data. Worth it for the matrix products of transformers; convolutions usually get slower.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        byte = quantization.QuantType.QUInt8
+        quantization.quantize_dynamic(prepared, target, op_types_to_quantize=_INT8_OPERATORS, weight_type=byte)
+    return _set_precision(source, target, "int8, dynamic")
+
+
+class _CalibrationImages:
+    """Images as onnxruntime asks for them: one at a time, `None` at the end."""
+
+    def __init__(self, images: list[np.ndarray]):
+        self.images = iter(images)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image = next(self.images, None)
+        return None if image is None else {"images": image[None]}
+
+
+def _set_precision(source: str | Path, target: str | Path, precision: str) -> Path:
+    metadata = {item.key: item.value for item in onnx.load(source, load_external_data=False).metadata_props}
+    file = onnx.load(target)
+    onnx.helper.set_model_props(file, metadata | {"precision": json.dumps(precision)})
+    onnx.save_model(file, target)
+    return Path(target)

@@ -1,0 +1,138 @@
+"""Figures of an evaluation, drawn with matplotlib: an extra, so it is imported only here and when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from hf_segkd.data import DatasetSpec
+
+MATPLOTLIB = "Figures need matplotlib. Install it with: pip install hf-segkd[figures]"
+
+
+def plot_class_bars(reports: dict[str, dict], path: str | Path) -> None:
+    """Draw the IoU of each class as horizontal bars, one colour per model.
+
+    Args:
+        reports (`dict[str, dict]`): Model name -> what its `metrics.json` holds; the same classes in all.
+        path (`str` or `Path`): File to write; its suffix chooses the format.
+
+    Raises:
+        ImportError: Without matplotlib.
+    """
+    labels = list(next(iter(reports.values()))["per_class_iou"])
+    height = 0.8 / len(reports)
+    figure = new_figure((7, 1.2 + len(labels) * max(0.28, 0.14 * len(reports))))
+    axes = figure.subplots()
+    for number, (name, report) in enumerate(reports.items()):
+        values = [100 * (report["per_class_iou"][label] or 0) for label in labels]
+        title = f"{name}: mIoU {100 * report['mean_iou']:.2f} %"
+        places = np.arange(len(labels)) + (number - (len(reports) - 1) / 2) * height
+        bars = axes.barh(places, values, height, label=title)
+        present = [report["per_class_iou"][label] is not None for label in labels]
+        axes.bar_label(
+            bars, [f"{x:.1f}" if here else "absent" for x, here in zip(values, present, strict=True)], padding=2
+        )
+    axes.set(xlabel="IoU (%)", xlim=(0, 109), yticks=range(len(labels)), yticklabels=labels)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper left", frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def plot_confusion(matrix: Tensor, labels: Sequence[str], path: str | Path) -> None:
+    """Draw a confusion matrix: of each reference class, the share of pixels predicted as each class, in percent.
+
+    Args:
+        matrix (`torch.Tensor` of shape `(K, K)`): Pixels, rows = reference, columns = prediction.
+        labels (`Sequence[str]`): The K class names.
+        path (`str` or `Path`): File to write; its suffix chooses the format.
+
+    Raises:
+        ImportError: Without matplotlib.
+    """
+    shares = 100 * matrix.double() / matrix.sum(dim=1, keepdim=True).clamp(min=1)
+    side = max(5.0, 0.42 * len(labels) + 2)
+    figure = new_figure((side, side))
+    axes = figure.subplots()
+    picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+    axes.set(xlabel="predicted", ylabel="labelled", xticks=range(len(labels)), yticks=range(len(labels)))
+    axes.set_xticklabels(labels, rotation=90)
+    axes.set_yticklabels(labels)
+    if len(labels) <= 30:  # beyond, numbers would be smaller than the eye can read
+        for row, column in zip(*np.nonzero(shares.numpy().round() >= 1), strict=True):
+            colour = "white" if shares[row, column] > 55 else "black"
+            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=7)
+    figure.colorbar(picture, ax=axes, label="share of the labelled class (%)", shrink=0.8)
+    figure.savefig(path, dpi=120)
+
+
+def plot_curves(history: dict[str, list[dict]], path: str | Path) -> None:
+    """Draw mIoU and training loss against the step, one line per run.
+
+    Args:
+        history (`dict[str, list[dict]]`): Run name to `trainer.state.log_history`; entries with `step` and
+            `eval_mean_iou` or `loss` are drawn.
+        path (`str` or `Path`): File to write; its suffix chooses the format.
+
+    Raises:
+        `ImportError`: Without matplotlib.
+        `ValueError`: If no entry can be drawn.
+    """
+    panels = (("eval_mean_iou", "mIoU on the validation split (%)", 100), ("loss", "training loss", 1))
+    if not any("step" in entry and key in entry for log in history.values() for entry in log for key, _, _ in panels):
+        raise ValueError(
+            f"Nothing to draw in the runs {list(history)}: no entry has 'step' with 'eval_mean_iou' or 'loss'. "
+            "Pass trainer.state.log_history, and evaluate or log at least once."
+        )
+    figure = new_figure((10, 4))
+    for axes, (key, name, scale) in zip(figure.subplots(1, 2), panels, strict=True):
+        for run, log in history.items():
+            points = [(entry["step"], scale * entry[key]) for entry in log if "step" in entry and key in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=run, marker="o", markersize=3)
+        axes.set(xlabel="training step", ylabel=name)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def plot_embeddings(maps: dict[str, tuple[np.ndarray, Tensor]], spec: DatasetSpec, path: str | Path) -> None:
+    """Draw one panel per model, a dot per pixel in the colour of its class, the legend below.
+
+    Args:
+        maps (`dict[str, tuple[np.ndarray, Tensor]]`): Model name -> places (P, 2) and class ids (P,).
+        spec (`DatasetSpec`): Names and colours.
+        path (`str` or `Path`): File to write; its suffix chooses the format.
+    """
+    present = sorted({int(label) for _, classes in maps.values() for label in classes.unique()})
+    columns = 6
+    figure = new_figure((5 * len(maps), 5 + 0.25 * -(-len(present) // columns)))
+    panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    for axes, (name, (places, classes)) in zip(panels, maps.items(), strict=True):
+        for label in present:
+            chosen = (classes == label).numpy()
+            colour = [channel / 255 for channel in spec.palette[label]]
+            options = {"color": [colour], "edgecolors": "grey", "linewidths": 0.2, "label": spec.labels[label]}
+            axes.scatter(places[chosen, 0], places[chosen, 1], s=12, **options)
+        axes.set(title=name, xticks=[], yticks=[])
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, markerscale=2)
+    figure.savefig(path, dpi=120)
+
+
+def new_figure(size: tuple[float, float]):
+    """An empty matplotlib figure of `size` inches, width first.
+
+    Raises:
+        ImportError: Without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(MATPLOTLIB) from error
+    return Figure(figsize=size, layout="constrained")

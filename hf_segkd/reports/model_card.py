@@ -1,0 +1,242 @@
+"""README.md of a finished run, written from what the run left in its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_segkd.losses import LOSSES
+from hf_segkd.recipe import load_yaml
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+UNKNOWN_LICENCE = "The data's licence is not known to hf_segkd: ask whoever made it before you pass on the model."
+DATA_LICENCES = {
+    "ade20k": "ADE20K: images for non-commercial research and education only; annotations under BSD-3-Clause.",
+    "camvid": "CamVid as distributed with SegNet's tutorial: without an explicit licence.",
+    "cityscapes": "Cityscapes: non-commercial use under its own terms, https://www.cityscapes-dataset.com/license/.",
+    "coco_stuff_164k": "COCO-Stuff: annotations under CC BY 4.0; images under Flickr's terms of use.",
+    "synthetic": "Scenes drawn by hf_segkd itself: nobody else has rights in them.",
+    "voc_aug": "PASCAL VOC 2012 and SBD: images under Flickr's terms of use; annotations without explicit licence.",
+}
+FIGURES = {
+    "figures/predictions.png": "Images, labels and predictions",
+    "figures/classes.png": "IoU of each class",
+    "figures/curves.png": "Training curves",
+}
+
+
+def write_model_card(folder: str | Path, repo_id: str | None = None, branch: str | None = None) -> None:
+    """Write `README.md` from `config.json`, `metrics.json`, `recipe.yaml` and the figures of a finished run.
+
+    Args:
+        folder (`str` or `Path`): The run's folder.
+        repo_id (`str`, *optional*): Where the folder will be on the Hub: the snippets load from there. Without, they
+            run inside the folder.
+        branch (`str`, *optional*): Branch of the repository, other than `main`.
+    """
+    (Path(folder) / "README.md").write_text(model_card(folder, repo_id, branch), encoding="utf-8")
+
+
+def update_model_card(folder: str | Path, repo_id: str, branch: str | None = None) -> bool:
+    """Let the card's snippets load from `repo_id`; a card that somebody has changed by hand is left alone.
+
+    Returns:
+        `bool`: Whether the card in the folder is now that of the repository.
+    """
+    readme, wanted = Path(folder) / "README.md", model_card(folder, repo_id, branch)
+    if not readme.is_file() or readme.read_text(encoding="utf-8") == model_card(folder):
+        readme.write_text(wanted, encoding="utf-8")
+    return readme.read_text(encoding="utf-8") == wanted
+
+
+def model_card(folder: str | Path, repo_id: str | None = None, branch: str | None = None) -> str:
+    """Text of [`write_model_card`]; the same folder gives the same text."""
+    folder = Path(folder).absolute()
+    config, report = _read_json(folder / "config.json"), _read_json(folder / "metrics.json")
+    recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8").strip()
+    recipe = load_yaml(recipe_text)
+    title = repo_id.split("/")[-1] if repo_id else folder.name
+    specs = recipe.get("losses", {"task": {}})
+    methods = [LOSSES[options.get("type", name)] for name, options in specs.items()]
+    columns, rows = _results(report, _latency(folder, recipe))
+    class_columns, class_rows = _classes(report)
+    content = {
+        "title": title,
+        "sentence": _sentence(config, report, recipe, [method for method in methods if method.needs_teacher]),
+        "columns": columns,
+        "rows": rows,
+        "protocol": _protocol(report),
+        "figures": [(path, caption) for path, caption in FIGURES.items() if (folder / path).is_file()],
+        "class_columns": class_columns,
+        "class_rows": class_rows,
+        **_usage(folder, repo_id, branch),
+        "facts": _training(report, recipe),
+        "recipe": recipe_text,
+        "licence": DATA_LICENCES.get(report["dataset"], UNKNOWN_LICENCE),
+        "methods": _methods(specs),
+        "citations": "\n\n".join(dict.fromkeys(method.citation for method in methods if method.citation)),
+    }
+    card = ModelCard.from_template(_card_data(title, config, report, recipe), template_path=str(TEMPLATE), **content)
+    return str(card).rstrip() + "\n"
+
+
+def _card_data(title: str, config: dict, report: dict, recipe: dict) -> ModelCardData:
+    common = {
+        "task_type": "image-segmentation",
+        "task_name": "Semantic segmentation",
+        "dataset_type": report["dataset"],
+        "dataset_name": report["dataset"],
+        "dataset_split": report["split"],
+    }
+    names = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Pixel accuracy"}
+    args = {"protocol": report["protocol"]}
+    results = [
+        EvalResult(**common, metric_type=key, metric_name=name, metric_value=round(report[key], 6), metric_args=args)
+        for key, name in names.items()
+        if report[key] is not None
+    ]
+    student = recipe["student"]
+    from_hub = isinstance(student, str) and student.count("/") == 1 and not Path(student).exists()
+    tags = ["hf_segkd", "semantic-segmentation", config["model_type"].removeprefix("segkd_")]
+    return ModelCardData(
+        model_name=title,
+        eval_results=results,
+        pipeline_tag="image-segmentation",
+        library_name="transformers",
+        base_model=student if from_hub else None,
+        tags=tags + (["knowledge-distillation"] if _teacher(report) else []),
+    )
+
+
+def _sentence(config: dict, report: dict, recipe: dict, methods: list) -> str:
+    name = config["architectures"][0].removesuffix("ForSemanticSegmentation")
+    text = f"{name} for semantic segmentation of the {len(report['per_class_iou'])} classes of {report['dataset']}"
+    if methods:
+        names = list(dict.fromkeys(method.__name__.removesuffix("Loss") for method in methods))
+        text += f", distilled from {_teacher_name(recipe)} with {', '.join(names)}"
+    else:
+        text += ", trained with the labels alone"
+    score = f"{_percent(report['mean_iou'])} mean IoU on the {report['images']} images of the {report['split']} split"
+    return f"{text}: {score}."
+
+
+def _teacher_name(recipe: dict) -> str:
+    teacher, revision = recipe["teacher"], recipe.get("teacher_revision")
+    if revision is None:
+        return f"`{Path(teacher).name}`"
+    return f"[{teacher}](https://huggingface.co/{teacher}/tree/{revision})"
+
+
+def _teacher(report: dict) -> dict:
+    return report.get("models", {}).get("teacher", {})
+
+
+def _results(report: dict, latency: dict) -> tuple[list[str], list[list[str]]]:
+    """Titles of the columns, and one row for each number that is known of the student."""
+    scores = {key: report[key] for key in ("mean_iou", "overall_accuracy")}
+    student = {**report["models"]["student"], **scores, **latency.get("student", {})}
+    height, width = report["macs_size"]
+    kinds = {
+        "parameters": ("parameters, M", lambda x: f"{x / 1e6:.3g}"),
+        "macs": (f"GMACs at {height}×{width}", lambda x: f"{x / 1e9:.3g}"),
+        "p50_ms": ("median latency, ms", lambda x: f"{x:.3g}"),
+        "mean_iou": ("mean IoU", _percent),
+        "overall_accuracy": ("pixel accuracy", _percent),
+    }
+    known = {key: kind for key, kind in kinds.items() if key in student}
+    if not _teacher(report):
+        return ["student"], [[title, show(student[key])] for key, (title, show) in known.items()]
+    teacher = {**_teacher(report), **latency.get("teacher", {})}
+    rows = []
+    for key, (title, show) in known.items():
+        first = teacher.get(key)
+        ratio = "-" if first is None else _compare(student[key], first, points=key in scores)
+        rows.append([title, "-" if first is None else show(first), show(student[key]), ratio])
+    return ["teacher", "student", "student / teacher"], rows
+
+
+def _compare(student: float, teacher: float, points: bool) -> str:
+    return f"{100 * (student - teacher):+.2f} points" if points else f"{student / teacher:.3f}"
+
+
+def _classes(report: dict) -> tuple[list[str], list[list[str]]]:
+    columns = {"student": report["per_class_iou"]}
+    if "per_class_iou" in _teacher(report):
+        columns = {"teacher": _teacher(report)["per_class_iou"], **columns}
+    rows = [[label, *(_percent(values[label]) for values in columns.values())] for label in report["per_class_iou"]]
+    return list(columns), rows
+
+
+def _latency(folder: Path, recipe: dict) -> dict[str, dict]:
+    """Rows of `scripts/profile_model.py TEACHER FOLDER --output_dir FOLDER`, where somebody measured."""
+    if not (folder / "benchmark.json").is_file():
+        return {}
+    rows = _read_json(folder / "benchmark.json")["rows"]
+    student = [row for row in rows if Path(row["model"]).absolute() == folder]
+    if not student:
+        return {}
+    teacher = [x for x in rows if x["model"] == recipe.get("teacher") and x["variant"] == student[0]["variant"]]
+    found = {"student": student[:1], "teacher": teacher[:1]}
+    return {who: {"p50_ms": matching[0]["p50_ms"]} for who, matching in found.items() if matching}
+
+
+def _protocol(report: dict) -> str:
+    return (
+        f"Scores: {report['images']} images of the {report['split']} split of {report['dataset']}, "
+        f"{report['protocol']}. "
+        "GMACs: multiply-accumulate operations of one image, counted by PyTorch. "
+        "All numbers were measured, none is cited."
+    )
+
+
+def _usage(folder: Path, repo_id: str | None, branch: str | None) -> dict:
+    # Native students have no code in their folder, and nothing to trust.
+    remote = any(path.suffix == ".py" for path in folder.iterdir())
+    revision = f', revision="{branch}"' if branch else ""
+    extra = revision + (", trust_remote_code=True" if remote else "")
+    sample, where = "figures/sample.png", repo_id or "."
+    needs = "Needs `torch`, `transformers` and `pillow`"
+    needs += ": the model's code is in this folder." if remote else " only."
+    needs += "" if repo_id else " The snippets run in this folder."
+    if remote:
+        needs += " Where `hf_segkd` is installed and imported, `trust_remote_code=False` serves."
+    return {
+        "requirements": needs,
+        "remote_image": repo_id is not None,
+        "load_arguments": f'model="{where}"{extra}',
+        "load_arguments_positional": f'"{where}"{extra}',
+        "image": f'hf_hub_download("{repo_id}", "{sample}"{revision})' if repo_id else f'"{sample}"',
+    }
+
+
+def _training(report: dict, recipe: dict) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    minutes = report["seconds_per_step"] * report["steps"] / 60
+    processes = f", {report['processes']} processes" if report["processes"] > 1 else ""
+    facts = [
+        f"steps: {report['steps']}, best at {report['best_step']}; seed {report['seed']}",
+        f"hardware: {report['hardware']}{processes}",
+        f"time: {report['seconds_per_step']} s a step, {minutes:.1f} minutes without evaluations",
+        f"peak memory: {report['peak_memory_mib']} MiB",
+        f"versions: {versions}" + (f"; code at commit {report['commit'][:12]}" if report["commit"] else ""),
+    ]
+    return [f"teacher: {_teacher_name(recipe)}", *facts] if _teacher(report) else facts
+
+
+def _methods(specs: dict[str, dict]) -> list[str]:
+    lines = []
+    for name, options in specs.items():
+        loss = LOSSES[options.get("type", name)]
+        if loss.paper:
+            lines.append(f"`{name}`: [{loss.__name__}]({loss.paper}), weight {options.get('weight', 1.0)}")
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,159 @@
+"""Pictures: class ids as colours, overlays, comparisons side by side with a legend, and predictions beside labels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch.utils.data import Dataset, Subset
+from transformers import PreTrainedModel
+
+from hf_segkd.data import DatasetSpec
+from hf_segkd.evaluation.scoring import predictions
+
+Palette = Sequence[tuple[int, int, int]]
+
+_CELL = 256  # width of one picture in a comparison, pixels
+_GAP = 8
+_FONT_SIZE = 14
+
+
+def colorize(
+    labels: np.ndarray | Image.Image, palette: Palette, ignore_colour: tuple[int, int, int] = (0, 0, 0)
+) -> Image.Image:
+    """Paint a map of class ids.
+
+    Args:
+        labels (`np.ndarray` or `PIL.Image.Image`): Class ids (H, W); values without a colour count as ignored.
+        palette (`Sequence[tuple[int, int, int]]`): RGB colour of each class, 0 to 255.
+        ignore_colour (`tuple[int, int, int]`, *optional*, defaults to `(0, 0, 0)`): Colour of all other values.
+
+    Returns:
+        `PIL.Image.Image`: RGB, same size.
+    """
+    labels = _class_ids(labels)
+    colours = np.array([*palette, ignore_colour], dtype=np.uint8)
+    known = (labels >= 0) & (labels < len(palette))
+    return Image.fromarray(colours[np.where(known, labels, len(palette))])
+
+
+def overlay(image: Image.Image, labels: np.ndarray | Image.Image, palette: Palette, alpha: float = 0.5) -> Image.Image:
+    """Blend class colours over an image; pixels without a class stay as they are.
+
+    Args:
+        image (`PIL.Image.Image`): Picture of the same size as `labels`.
+        labels (`np.ndarray` or `PIL.Image.Image`): Class ids (H, W).
+        palette (`Sequence[tuple[int, int, int]]`): RGB colour of each class, 0 to 255.
+        alpha (`float`, *optional*, defaults to `0.5`): Share of the colours, 0 to 1.
+
+    Raises:
+        `ValueError`: If the sizes differ or `alpha` is out of range.
+    """
+    labels = _class_ids(labels)
+    if image.size != labels.shape[::-1]:
+        raise ValueError(
+            f"The image has {image.size[0]} x {image.size[1]} pixels, the labels {labels.shape[1]} x "
+            f"{labels.shape[0]}. Resize the labels (by nearest) or the logits to the image first."
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha}.")
+    image = image.convert("RGB")
+    known = (labels >= 0) & (labels < len(palette))
+    blended = Image.blend(image, colorize(labels, palette), alpha)
+    return Image.fromarray(np.where(known[..., None], np.asarray(blended), np.asarray(image)))
+
+
+def legend(labels: Sequence[str], palette: Palette, width: int = 2 * _CELL) -> Image.Image:
+    """Class names beside their colours, in as many columns as `width` (pixels) allows."""
+    font = ImageFont.load_default(_FONT_SIZE)
+    row = _FONT_SIZE + _GAP
+    column = int(max(font.getlength(name) for name in labels)) + row + 2 * _GAP
+    columns = max(1, (width - _GAP) // column)
+    rows = -(-len(labels) // columns)
+    canvas = Image.new("RGB", (max(width, column + _GAP), rows * row + _GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, (name, colour) in enumerate(zip(labels, palette, strict=True)):
+        x, y = _GAP + index % columns * column, _GAP + index // columns * row
+        draw.rectangle((x, y, x + _FONT_SIZE, y + _FONT_SIZE), fill=tuple(colour), outline="black")
+        draw.text((x + row, y + _FONT_SIZE / 2), name, fill="black", font=font, anchor="lm")
+    return canvas
+
+
+def side_by_side(
+    rows: Sequence[dict[str, Image.Image]], labels: Sequence[str] = (), palette: Palette = ()
+) -> Image.Image:
+    """Comparison with one row per image and one titled column per key, the legend of the classes below.
+
+    Args:
+        rows (`Sequence[dict[str, PIL.Image.Image]]`): Title to picture, the same titles in every row.
+        labels (`Sequence[str]`, *optional*): Class names for the legend; none without them.
+        palette (`Sequence[tuple[int, int, int]]`, *optional*): RGB colour of each class.
+
+    Raises:
+        `ValueError`: If there is no row, or rows differ in their titles.
+    """
+    if not rows or any(list(row) != list(rows[0]) for row in rows):
+        raise ValueError(f"Every row needs the same titles, got {[list(row) for row in rows]}. Give at least one row.")
+    font = ImageFont.load_default(_FONT_SIZE)
+    cells = [[_to_cell(picture) for picture in row.values()] for row in rows]
+    heights = [max(cell.height for cell in row) for row in cells]
+    width = len(rows[0]) * (_CELL + _GAP) + _GAP
+    header = _FONT_SIZE + 2 * _GAP
+    key = legend(labels, palette, width) if labels else Image.new("RGB", (width, 0))
+    canvas = Image.new("RGB", (max(width, key.width), header + sum(heights) + _GAP * len(rows) + key.height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(rows[0]):
+        draw.text((_GAP + column * (_CELL + _GAP) + _CELL / 2, header / 2), title, "black", font, anchor="mm")
+    top = header
+    for row, height in zip(cells, heights, strict=True):
+        for column, cell in enumerate(row):
+            canvas.paste(cell, (_GAP + column * (_CELL + _GAP), top))
+        top += height + _GAP
+    canvas.paste(key, (0, top))
+    return canvas
+
+
+def prediction_figure(
+    models: dict[str, tuple[PreTrainedModel, object]],
+    dataset: Dataset,
+    spec: DatasetSpec,
+    device="cpu",
+    indices: Sequence[int] | None = None,
+) -> Image.Image:
+    """Images, labels and predictions side by side, with the classes' colours below.
+
+    Args:
+        models (`dict[str, tuple[PreTrainedModel, processor]]`): Column title -> model and its image processor.
+        dataset (`torch.utils.data.Dataset`): As for [`~hf_segkd.evaluation.scoring.predictions`].
+        spec (`DatasetSpec`): Palette, labels and ignore index.
+        device (`str`, *optional*, defaults to `"cpu"`): Where the models run.
+        indices (`Sequence[int]`, *optional*): Which images; four, evenly spread over the dataset, by default.
+    """
+    if indices is None:
+        count = min(4, len(dataset))
+        indices = [round(i * (len(dataset) - 1) / max(count - 1, 1)) for i in range(count)]
+    chosen = Subset(dataset, indices)
+    rows: list[dict[str, Image.Image]] = [{} for _ in chosen]
+    for title, (model, processor) in models.items():
+        for row, (image, labels, predicted) in zip(
+            rows, predictions(model, processor, chosen, device=device), strict=True
+        ):
+            row.setdefault("image", Image.fromarray(image.permute(1, 2, 0).numpy()))
+            row.setdefault("label", colorize(labels.cpu().numpy(), spec.palette))
+            row[title] = colorize(predicted.cpu().numpy(), spec.palette)
+    return side_by_side(rows, spec.labels, spec.palette)
+
+
+def _class_ids(labels: np.ndarray | Image.Image) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.dtype.kind not in "bui":
+        raise ValueError(
+            f"Expected integer class ids of shape (H, W), got shape {labels.shape} and type {labels.dtype}. "
+            "Take the argmax over classes, and one image at a time."
+        )
+    return labels.astype(np.int64)
+
+
+def _to_cell(picture: Image.Image) -> Image.Image:
+    # Nearest when enlarging, so that class borders stay sharp and colours stay those of the legend.
+    method = Image.Resampling.NEAREST if picture.width <= _CELL else Image.Resampling.BOX
+    return picture.convert("RGB").resize((_CELL, max(1, round(picture.height * _CELL / picture.width))), method)

@@ -1,0 +1,51 @@
+"""Scores as text: tables for a terminal and for Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hf_segkd.evaluation.comparison import Difference
+
+
+def table(report: dict) -> str:
+    """Per-class IoU and accuracy in percent, the means below, as text for a terminal."""
+    width = max(len("mean (present classes)"), *(len(label) for label in report["per_class_iou"]))
+    lines = [f"{'class':<{width}}   IoU %   acc %"]
+    for label, iou in report["per_class_iou"].items():
+        lines.append(f"{label:<{width}}  {_percent(iou)}  {_percent(report['per_class_accuracy'][label])}")
+    lines.append("-" * len(lines[0]))
+    lines.append(
+        f"{'mean (present classes)':<{width}}  {_percent(report['mean_iou'])}  {_percent(report['mean_accuracy'])}"
+    )
+    lines.append(f"{'pixel accuracy':<{width}}          {_percent(report['overall_accuracy'])}")
+    if "boundary_iou" in report:
+        lines.append(f"{'boundary IoU':<{width}}  {_percent(report['boundary_iou'])}")
+    return "\n".join(lines)
+
+
+def summary_table(reports: dict[str, dict]) -> str:
+    """Means of several models, one line each, as Markdown; below it on what and how they were scored."""
+    keys = ("mean_iou", "mean_accuracy", "overall_accuracy", "boundary_iou")
+    lines = ["| model | mIoU % | mean accuracy % | pixel accuracy % | boundary IoU % |", "|---|---|---|---|---|"]
+    for name, report in reports.items():
+        lines.append(f"| {name} | " + " | ".join(_percent(report[key]).strip() for key in keys) + " |")
+    report = next(iter(reports.values()))
+    return "\n".join([*lines, "", f"{report['images']} images, {report['split']}, {report['protocol']}.", ""])
+
+
+def comparison_table(difference: Difference, labels: Sequence[str], first: str, second: str) -> str:
+    """Per-class IoU of `first` minus that of `second` in points, with intervals, as text for a terminal."""
+    width = max(len("mean IoU"), *(len(label) for label in labels))
+    header = f"{'class':<{width}}   difference   {100 * difference.level:g} % interval"
+    rows = [*zip(labels, difference.per_class_iou, strict=True), ("mean IoU", difference.mean_iou)]
+    lines = [
+        f"{name:<{width}}   {100 * x:+10.2f}   {100 * low:+.2f} to {100 * high:+.2f}" for name, (x, low, high) in rows
+    ]
+    lines.insert(-1, "-" * len(header))
+    note = f"{first} minus {second}, IoU points; {difference.samples} paired resamples of {difference.images} images"
+    return "\n".join([note, header, *lines])
+
+
+def _percent(value: float | None) -> str:
+    return "    --" if value is None or math.isnan(value) else f"{100 * value:6.2f}"

@@ -1,0 +1,203 @@
+"""What is refused before any compute is spent."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from hf_segkd.data import DatasetSpec
+from hf_segkd.data.integrity import WARNINGS, find_leaks, find_problems, problem_table
+from hf_segkd.data.raw import LabelValues, RawSplit
+from hf_segkd.hub import fetch_checkpoint, open_repository
+from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.loading.class_map import class_names, map_classes, normal, placeholders
+from hf_segkd.loading.native import expose_features
+from hf_segkd.losses import LOSSES
+from hf_segkd.training.checkpoints import PREFIX, last_checkpoint
+from hf_segkd.training.config import DistillationConfig
+
+logger = logging.getLogger(__name__)
+SAMPLE = 1000  # images of a split whose files are decoded before training
+
+
+def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bool = False) -> str | None:
+    """Check that a run may write into `output_dir`, and find the checkpoint to resume from.
+
+    Args:
+        output_dir (`str`): Folder of the run; made when it does not exist.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether earlier files in it may be replaced.
+        resume (`bool`, *optional*, defaults to `False`): Whether to go on from its newest whole checkpoint. An empty
+            folder, and a run that ended before its first checkpoint, start from the beginning, so that a queue can
+            run the same command again.
+
+    Returns:
+        `str | None`: Path of the checkpoint to resume from.
+
+    Raises:
+        ValueError: If no folder is named, it cannot be written, or it holds files and neither option is given.
+    """
+    if not output_dir:
+        raise ValueError("No output folder. Give --output_dir FOLDER (or output_dir: in a recipe).")
+    if overwrite and resume:
+        raise ValueError("--overwrite and --resume contradict each other. Give one of them.")
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"Output folder {output_dir!r} cannot be written: {error.strerror}. Give another.") from None
+    found = sorted(path.name for path in folder.iterdir())
+    checkpoint = last_checkpoint(output_dir)
+    if not found or overwrite:
+        return None
+    if resume and checkpoint:
+        return checkpoint
+    broken = [name for name in found if name.startswith(PREFIX)]
+    if resume and "recipe.yaml" in found and "metrics.json" not in found and not broken:
+        return None
+    if resume:
+        state = "holds a finished run" if "metrics.json" in found else "has no whole checkpoint"
+        raise ValueError(
+            f"Nothing to resume: output folder {output_dir!r} {state}. Use --overwrite or another folder."
+        )
+    way_out = " or --resume to go on from " + Path(checkpoint).name if checkpoint else ""
+    raise ValueError(
+        f"Output folder {output_dir!r} is not empty (it holds {', '.join(found[:5] + ['...'] * (len(found) > 5))}). "
+        f"Use --overwrite to replace its run{way_out}, or give another folder."
+    )
+
+
+def find_checkpoint(config: DistillationConfig, overwrite: bool = False, resume: bool = False) -> str | None:
+    """[`check_output_dir`]; a run that resumes in an empty folder and pushes to the Hub goes on from what is there.
+
+    Raises:
+        ValueError: As [`check_output_dir`], or the Hub refuses.
+    """
+    checkpoint = check_output_dir(config.output_dir, overwrite, resume)
+    if checkpoint or not (resume and config.push_to_hub):
+        return checkpoint
+    name = config.hub_model_id or Path(config.output_dir).absolute().name
+    repo_id = open_repository(name, config.hub_private_repo, config.hub_revision, config.hub_token)
+    return fetch_checkpoint(repo_id, config.output_dir, config.hub_revision, config.hub_token)
+
+
+def check_teacher(teacher: str | None, losses: dict[str, dict]) -> bool:
+    """Tell whether the losses need a teacher.
+
+    Raises:
+        ValueError: If they do and none is given.
+    """
+    needing = [name for name, options in losses.items() if LOSSES[options.get("type", name)].needs_teacher]
+    if needing and not teacher:
+        raise ValueError(
+            f"No teacher, but these losses need one: {', '.join(needing)}. "
+            "Give --teacher FOLDER_OR_HUB_ID, or use only the task loss."
+        )
+    return bool(needing)
+
+
+def load_teacher(
+    teacher: str | None,
+    losses: dict[str, dict],
+    labels: tuple[str, ...],
+    features: str | None = None,
+    classes: dict[str, str | list[str]] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel | None, BaseImageProcessor | None]:
+    """Load the teacher if the losses need one, with its processor, and check that it knows the dataset's classes.
+
+    Args:
+        teacher (`str`, *optional*): Folder, Hub id or original checkpoint of any segmentation model.
+        losses (`dict[str, dict]`): Name -> options, as in a recipe.
+        labels (`tuple[str, ...]`): The dataset's class names, in which order the teacher's logits come out.
+        features (`str`, *optional*): As in [`~hf_segkd.models.expose_features`].
+        classes (`dict`, *optional*): As in [`~hf_segkd.loading.class_map.map_classes`].
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run the Python code that it brings.
+
+    Returns:
+        `tuple`: The teacher and its image processor; two `None` when no loss needs one.
+
+    Raises:
+        ValueError: If it is missing, cannot be loaded, lacks that module or has other classes.
+    """
+    if not check_teacher(teacher, losses):
+        return None, None
+    model, processor = load_with_processor(teacher, revision=revision, trust_remote_code=trust_remote_code)
+    return map_classes(expose_features(model, features), labels, classes), processor
+
+
+def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> None:
+    """Check that a model's classes are the dataset's, in the dataset's order.
+
+    A model whose config holds only placeholder names (`LABEL_0`) is compared by number alone.
+
+    Raises:
+        ValueError: If the numbers or the names disagree; both lists are shown.
+    """
+    names = class_names(model.config)
+    if len(names) == len(labels) and (placeholders(names) or [*map(normal, names)] == [*map(normal, labels)]):
+        return
+    raise ValueError(
+        f"The {who}'s classes disagree with the dataset's.\n"
+        f"  {who} ({len(names)}): {', '.join(names)}\n  dataset ({len(labels)}): {', '.join(labels)}\n"
+        f"Use a {who} trained on the same classes in the same order."
+    )
+
+
+def check_data(
+    splits: dict[str, RawSplit],
+    ids: dict,
+    spec: DatasetSpec,
+    how: Literal["sample", "full", "none"] = "sample",
+    skip_unreadable: bool = False,
+    published: bool = False,
+) -> list[int]:
+    """Check the files of the training and evaluation split, and that no image is in two splits.
+
+    Unreadable files, masks that do not fit their image, that are colour pictures or JPEG, or that hold values outside
+    the classes, and images in two splits are refused. Masks without any label, and equal file names of different
+    images, are logged as warnings; so are images in two splits of a published dataset, which nobody can mend.
+
+    Args:
+        splits (`dict[str, RawSplit]`): Files by split; the first result of [`~dataset_builders.raw_splits`].
+        ids (`dict`): Raw value or colour to train id; its second result.
+        spec (`DatasetSpec`): Classes and names of the splits.
+        how (`str`, *optional*, defaults to `"sample"`): Up to 1000 evenly spread items of each split, all, or none.
+        skip_unreadable (`bool`, *optional*, defaults to `False`): Return the unreadable items of the training split,
+            all of which are then read, instead of refusing them.
+        published (`bool`, *optional*, defaults to `False`): Whether the splits are those of a benchmark.
+
+    Returns:
+        `list[int]`: Positions in the training split to leave out; empty unless `skip_unreadable`.
+
+    Raises:
+        ValueError: If anything is refused; one table lists all of it by file, up to 10 lines of a kind.
+    """
+    if how == "none" and skip_unreadable:
+        raise ValueError("--skip_unreadable needs the check that finds them. Leave out --check_data none.")
+    # Drawn datasets have no files; a split that is missing is refused by the one who loads it.
+    if how == "none" or not {spec.train_split, spec.eval_split} <= splits.keys():
+        return []
+    limit = SAMPLE if how == "sample" else None
+    limits = {spec.train_split: None if skip_unreadable else limit, spec.eval_split: limit}
+    problems = find_problems(splits, LabelValues(ids, spec.ignore_index, spec.num_labels), limits)
+    problems += find_leaks(splits)
+    train = [problem for problem in problems if problem.split == spec.train_split]
+    skipped = {problem.index for problem in train if problem.kind == "unreadable"} if skip_unreadable else set()
+    if len(skipped) == len(splits[spec.train_split]):
+        raise ValueError(f"All {len(skipped)} images of the {spec.train_split} split are unreadable.")
+    problems = [x for x in problems if x.split != spec.train_split or x.index not in skipped]
+    mild = {*WARNINGS, "leak"} if published else {*WARNINGS}
+    if warned := [problem for problem in problems if problem.kind in mild]:
+        logger.warning("Check these files of the data:\n%s", problem_table(warned))
+    if refused := [problem for problem in problems if problem.kind not in mild]:
+        raise ValueError(f"The data cannot be trained on:\n{problem_table(refused)}")
+    return sorted(skipped)

@@ -1,0 +1,135 @@
+"""Student and losses in one module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from hf_segkd.loading.native import output_shapes
+from hf_segkd.losses import Weight, WeightSchedule, build_losses, build_schedules
+from hf_segkd.losses.base import LossSetup
+from hf_segkd.models import InputNormalization, SegmentationOutput, upsamples_with_align_corners
+from hf_segkd.training.config import DistillationConfig
+
+
+@dataclass
+class DistillerOutput(ModelOutput):
+    """What one training forward returns: the weighted sum, and every term before weighting, without graph."""
+
+    loss: Tensor | None = None
+    terms: dict[str, Tensor] | None = None
+
+
+class Distiller(nn.Module):
+    """Student and losses in one module, so that one wrap (DDP, compile) covers every trainable parameter.
+
+    Args:
+        student (`PreTrainedModel`): Returns [`~hf_segkd.models.SegmentationOutput`].
+        losses (`dict[str, DistillationLoss]`): Losses by the name they are logged under.
+        weights (`dict[str, float | dict[str, float]]`, *optional*): Weight of each loss, or of each of its terms;
+            1 where none is given.
+        normalization (`InputNormalization`, *optional*): From uint8 RGB to what the student was made for; the
+            default leaves the input as it is.
+        schedules (`dict[str, WeightSchedule]`, *optional*): How the weights of these losses change over time. The
+            buffer `progress`, a scalar from 0 to 1, is the time: the trainer sets it before each step.
+
+    Raises:
+        ValueError: In `forward`, when a weight names a term that its loss does not return.
+    """
+
+    main_input_name = "pixel_values"
+    # The loss is a mean of the local batch: Trainer itself divides by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        losses: dict[str, nn.Module] | nn.ModuleDict,
+        weights: dict[str, Weight] | None = None,
+        normalization: InputNormalization | None = None,
+        schedules: dict[str, WeightSchedule] | None = None,
+    ):
+        super().__init__()
+        self.student = student
+        self.losses = losses if isinstance(losses, nn.ModuleDict) else nn.ModuleDict(losses)
+        self.weights = {name: 1.0 for name in self.losses} | (weights or {})
+        self.normalization = normalization if normalization is not None else nn.Identity()
+        self.schedules = schedules or {}
+        # A tensor, so that a compiled step is not compiled again for each value.
+        self.register_buffer("progress", torch.zeros(()), persistent=False)
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor, teacher: SegmentationOutput | None = None
+    ) -> DistillerOutput:
+        student = self.student(pixel_values=self.normalization(pixel_values), output_hidden_states=True)
+        terms, total = {}, 0.0
+        # Float32 whatever the autocast: softmax sums over 10^5 positions and squared similarities lose in bf16.
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            student, teacher = student.float(), teacher and teacher.float()
+            for name, loss in self.losses.items():
+                for term, value, weight in self._weighted(name, loss(student, teacher, labels)):
+                    terms[term] = value.detach()
+                    total = total + weight * value
+        return DistillerOutput(loss=total, terms=terms)
+
+    def activation_checkpointing_enable(self, **options) -> None:
+        """Trade the student's speed for memory; see `PreTrainedModel.activation_checkpointing_enable`."""
+        self.student.activation_checkpointing_enable(**options)
+
+    def predict(self, pixel_values: Tensor) -> Tensor:
+        """Logits (B, K, h, w) of the student alone, from the same uint8 images that `forward` takes."""
+        return self.student(pixel_values=self.normalization(pixel_values)).logits
+
+    def _weighted(self, name: str, value: Tensor | dict[str, Tensor]) -> list[tuple[str, Tensor, float]]:
+        """Name, value and weight of each term: `{"cwd": x}` stays, `{"cirkd": {"pixel": x}}` becomes `cirkd_pixel`."""
+        weight = self.weights[name]
+        factor = self.schedules[name].factor(self.progress) if name in self.schedules else 1.0
+        if not isinstance(value, dict):
+            if isinstance(weight, dict):
+                raise ValueError(
+                    f"losses.{name} has one term, but its weight names {', '.join(weight)}. Give a number."
+                )
+            return [(name, value, weight * factor)]
+        if not isinstance(weight, dict):
+            return [(f"{name}_{term}", x, weight * factor) for term, x in value.items()]
+        if unknown := set(weight) - set(value):
+            raise ValueError(
+                f"losses.{name}.weight names {', '.join(sorted(unknown))}; its terms are {', '.join(value)}."
+            )
+        return [(f"{name}_{term}", x, weight.get(term, 1.0) * factor) for term, x in value.items()]
+
+
+def loss_setup(
+    student: PreTrainedModel, teacher: PreTrainedModel | None, size: tuple[int, int], ignore_index: int = 255
+) -> LossSetup:
+    """Measure what the losses need to know from one forward of each model on a blank crop of `size` (h, w) pixels."""
+    return LossSetup(
+        student=output_shapes(student, size),
+        teacher=output_shapes(teacher, size) if teacher is not None else {},
+        num_labels=student.config.num_labels,
+        ignore_index=ignore_index,
+        align_corners=upsamples_with_align_corners(student.config),
+    )
+
+
+def build_distiller(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    args: DistillationConfig,
+    normalization: InputNormalization,
+    size: tuple[int, int],
+    ignore_index: int = 255,
+) -> Distiller:
+    """Put a student and the losses of `args.losses` together, for crops of `size` (h, w) pixels.
+
+    Raises:
+        ValueError: If a loss refuses the outputs of student or teacher.
+    """
+    # Projectors are drawn from the run's seed too, whatever was built before.
+    torch.manual_seed(args.seed)
+    losses, weights = build_losses(args.losses, loss_setup(student, teacher, size, ignore_index))
+    return Distiller(student, losses, weights, normalization, build_schedules(args.losses))

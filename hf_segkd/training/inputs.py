@@ -1,0 +1,81 @@
+"""What a run trains and validates on: checked files, augmentation, and optionally decoded images on disk."""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from dataset_builders import BUILDERS, DataArguments, data_options, load_split, raw_splits
+from hf_segkd.data import (
+    DatasetSpec,
+    EvalTransform,
+    PhotometricJitter,
+    SegmentationDataset,
+    TrainTransform,
+    decoded,
+)
+from hf_segkd.training.checks import check_data
+
+
+@dataclass(kw_only=True)
+class InputArguments(DataArguments):
+    """Which data, how its files are checked and its images are augmented."""
+
+    dataset: str = field(metadata={"help": ", ".join(BUILDERS) + "; or a folder or Hub id."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the raw dataset."})
+    check_data: Literal["sample", "full", "none"] = field(
+        default="sample", metadata={"help": "Files to check before training: 1000 of each split, all, or none."}
+    )
+    skip_unreadable: bool = field(default=False, metadata={"help": "Leave out training images that cannot be read."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for decoded images: no decoding per step."})
+    crop_size: list[int] = field(default_factory=lambda: [512, 1024], metadata={"help": "Height and width, pixels."})
+    scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0], metadata={"help": "Random scale, from, to."})
+    flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    cat_max_ratio: float = field(default=1.0, metadata={"help": "Draw crops with more of one class again; 1: never."})
+    jitter: dict | str | None = field(
+        default=None, metadata={"help": "Random colours: {brightness: , contrast: , saturation: , hue: }, all 0."}
+    )
+
+
+class TrainingData(NamedTuple):
+    """Both datasets, and how many training images were left out because they cannot be read."""
+
+    train: SegmentationDataset
+    validation: SegmentationDataset
+    skipped: int
+
+
+def training_data(arguments: InputArguments, spec: DatasetSpec, seed: int) -> TrainingData:
+    """Check the files, then load both splits.
+
+    Raises:
+        `ValueError`: For an unknown option, or anything that is wrong with the data.
+    """
+    name, data_dir, options = arguments.dataset, arguments.data_dir, data_options(arguments)
+    transform = _train_transform(arguments, spec)
+    published = name in BUILDERS and name != "folder"
+    splits, ids = raw_splits(name, data_dir, **options)
+    skip = check_data(splits, ids, spec, arguments.check_data, arguments.skip_unreadable, published)
+    options["skip"] = {spec.train_split: skip}
+    train, validation = (load_split(name, data_dir, split, **options) for split in (spec.train_split, spec.eval_split))
+    if arguments.cache_dir:
+        train, validation = decoded(train, arguments.cache_dir), decoded(validation, arguments.cache_dir)
+    return TrainingData(
+        SegmentationDataset(train, transform, spec.num_labels, seed=seed),
+        SegmentationDataset(validation, EvalTransform(spec.ignore_index), spec.num_labels, seed=seed),
+        len(skip),
+    )
+
+
+def _train_transform(arguments: InputArguments, spec: DatasetSpec) -> TrainTransform:
+    try:
+        jitter = PhotometricJitter(**arguments.jitter) if arguments.jitter else None
+    except TypeError:
+        known = "brightness, contrast, saturation, hue"
+        raise ValueError(f"jitter takes {known}, got {arguments.jitter!r}.") from None
+    return TrainTransform(
+        tuple(arguments.crop_size),
+        tuple(arguments.scale_range),
+        flip=arguments.flip,
+        ignore_index=spec.ignore_index,
+        cat_max_ratio=arguments.cat_max_ratio,
+        jitter=jitter,
+    )

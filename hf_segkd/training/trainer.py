@@ -1,0 +1,296 @@
+"""Trainer that distils."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from hf_segkd.data.transforms import collate
+from hf_segkd.distributed import average
+from hf_segkd.evaluation.confusion import confusion_matrices, scores
+from hf_segkd.evaluation.inference import upsampled_argmax
+from hf_segkd.hub import released_processor
+from hf_segkd.loading.class_map import class_names, map_classes
+from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
+from hf_segkd.loading.pretrained import load_processor
+from hf_segkd.models import InputNormalization, upsamples_with_align_corners
+from hf_segkd.training.advice import CheckTeacher, Warnings
+from hf_segkd.training.callbacks import ModelEMA, ProgressBar, SaveOnSignal, SetEpoch, SetProgress, statistics
+from hf_segkd.training.checkpoints import WholeCheckpoints, remove_checkpoints
+from hf_segkd.training.config import DistillationConfig
+from hf_segkd.training.distiller import Distiller, build_distiller
+from hf_segkd.training.faults import FiniteWatch, explained
+from hf_segkd.training.hub_uploads import UploadsToHub
+from hf_segkd.training.optim import chain, loss_optimizers
+from hf_segkd.training.timing import StepClock, TimeStudent, peak_memory
+
+LOSSES_FILE = "losses.safetensors"
+# With `ema_decay`: the weights that are trained, beside model.safetensors, which holds their average.
+WEIGHTS_FILE = "weights.safetensors"
+
+
+class DistillationTrainer(UploadsToHub, WholeCheckpoints):
+    """[`~transformers.Trainer`] for a student, with or without a teacher.
+
+    The trained module is a [`~hf_segkd.training.distiller.Distiller`] (student and losses); the teacher stays outside:
+    frozen, in eval mode, never wrapped and never saved. Checkpoints hold the student, which anyone can load with
+    `from_pretrained`, and `losses.safetensors` beside it.
+
+    Args:
+        student (`PreTrainedModel`): From [`~hf_segkd.models.load_segmenter`].
+        teacher (`PreTrainedModel`, *optional*): From the same function; `None` trains with the labels alone.
+        args (`DistillationConfig`): Training arguments and losses.
+        losses (`dict[str, DistillationLoss]`, *optional*): Your own modules; defaults to those of `args.losses`.
+        train_dataset, eval_dataset (`torch.utils.data.Dataset`): Items with uint8 RGB `pixel_values` (3, h, w) and
+            int64 `labels` (h, w), e.g. [`~hf_segkd.data.SegmentationDataset`].
+        processing_class (*optional*): The student's image processor; saved beside it.
+        teacher_processing_class (*optional*): The teacher's; defaults to what was saved with the teacher.
+        teacher_classes (`dict[str, str | list[str]]`, *optional*): Where names differ, which of the teacher's classes
+            each of the student's is made of: [`~hf_segkd.loading.class_map.map_classes`].
+        callbacks (`list[TrainerCallback]`, *optional*): As for `Trainer`.
+
+    Raises:
+        ValueError: If a class of the student has no counterpart among the teacher's, or a loss refuses their outputs.
+        TrainingFault: In `train`, when a loss is not finite, memory is used up, a worker dies or the disk is full.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None = None,
+        *,
+        args: DistillationConfig,
+        losses: dict[str, nn.Module] | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        teacher_processing_class=None,
+        teacher_classes: dict[str, str | list[str]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        ignore_index: int = 255,
+    ):
+        processing_class = processing_class or load_processor(student)
+        size = tuple(train_dataset[0]["pixel_values"].shape[-2:])
+        if teacher is not None:
+            map_classes(teacher, class_names(student.config), teacher_classes)
+        normalization = InputNormalization.from_processor(processing_class)
+        if losses is None:
+            distiller = build_distiller(student, teacher, args, normalization, size, ignore_index)
+        else:
+            distiller = Distiller(student, losses, normalization=normalization)
+        if args.world_size > 1 and args.device.type == "cuda":
+            distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+        self.ignore_index, self.num_labels = ignore_index, student.config.num_labels
+        self.align_corners = upsamples_with_align_corners(student.config)
+        self.eval_matrix, self.eval_scores = 0, {}
+        self.train_size, self.finite = size, FiniteWatch(args.output_dir)
+        self._terms, self._term_count, self.clock = {}, 0, StepClock(args.device)
+        self.average = ModelEMA(student, args.ema_decay) if args.ema_decay else None
+        super().__init__(
+            model=distiller,
+            args=args,
+            data_collator=collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=self._add_to_metrics,
+            callbacks=[
+                *(SetEpoch(train_dataset), SetProgress(distiller), SaveOnSignal()),
+                *([self.average] if self.average else []),
+                *(TimeStudent(student, self.clock), warnings := Warnings(distiller.weights)),
+                CheckTeacher(self, warnings),
+                *(callbacks or []),
+            ],
+        )
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(ProgressBar)
+        # Native heads take **kwargs, which Trainer reads as "the loss is already divided by the accumulation steps".
+        self.model_accepts_loss_kwargs = False
+        self.student, self.teacher, self.run_teacher = student, None, None
+        if teacher is not None:
+            self._take(teacher, teacher_processing_class or load_processor(teacher))
+
+    def _take(self, teacher: PreTrainedModel, processing_class) -> None:
+        dtype = getattr(torch, self.args.teacher_dtype)
+        self.teacher = zero_subnormals(teacher.requires_grad_(False).eval()).to(self.args.device, dtype)
+        self.run_teacher = self.teacher
+        self.teacher_processing_class = processing_class
+        self.teacher_normalization = InputNormalization.from_processor(processing_class).to(self.args.device)
+
+    def train(self, *args, **kwargs):
+        if self.average:
+            self.average.restart()
+        with explained(self.args, self.train_size, self), self._fast_teacher():
+            result = super().train(*args, **kwargs)
+        if self.average:
+            self.average.apply()
+        return result
+
+    @contextmanager
+    def _fast_teacher(self) -> Iterator[None]:
+        """For the time of training, the teacher in its fastest form; it is left as it was."""
+        folding = nullcontext()
+        # A CPU gains little (docs/performance.md), and there the teacher gives the very bits that it gives alone.
+        if self.teacher is not None and self.args.device.type == "cuda":
+            folding = folded_batch_norms(self.teacher.to(memory_format=torch.channels_last), self.train_size)
+        with folding:
+            if self.teacher is not None and self.args.torch_compile:
+                options = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
+                self.run_teacher = torch.compile(self.teacher, **options)
+            try:
+                yield
+            finally:
+                self.run_teacher = self.teacher
+
+    # ---- one step ------------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        teacher = None
+        if self.teacher is not None:
+            with torch.no_grad(), self.accelerator.autocast(), self.clock.span("teacher"):
+                pixel_values = self.teacher_normalization(inputs["pixel_values"]).to(self.teacher.dtype)
+                teacher = self.run_teacher(pixel_values=pixel_values, output_hidden_states=True)
+        with self.clock.span("model"):
+            output = model(pixel_values=inputs["pixel_values"], labels=inputs["labels"], teacher=teacher)
+        self.clock.images += len(inputs["labels"]) * self.args.world_size
+        for term, value in output.terms.items():
+            self._terms[term] = self._terms.get(term, 0) + value
+        self._term_count += 1
+        self._batch = inputs
+        self.finite.see(self.state.global_step + 1, {**output.terms, "loss": output.loss}, inputs)
+        return (output.loss, output) if return_outputs else output.loss
+
+    def get_batch_samples(self, *args):
+        with self.clock.span("data", on_host=True):
+            return super().get_batch_samples(*args)
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs and self._term_count:
+            for term, value in self._terms.items():
+                logs[f"loss_{term}"] = self.accelerator.reduce(value / self._term_count, reduction="mean").item()
+            self._terms, self._term_count = {}, 0
+            logs |= self.clock.report() | {"peak_memory_mib": peak_memory(self.args.device)}
+        super().log(logs, start_time)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16:  # whose scaler skips such steps by design
+            self.finite.see(self.state.global_step + 1, {"the gradient": grad_norm}, self._batch)
+        return grad_norm
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            # What plays against the student (a discriminator) is stepped by an optimizer of its own.
+            self.optimizer = chain(super().create_optimizer(model), loss_optimizers(self.model.losses).values())
+        return self.optimizer
+
+    def get_decay_parameter_names(self, model):
+        # One parameter group, norms and biases included, as in all the original repositories.
+        return [name for name, _ in model.named_parameters()]
+
+    # ---- evaluation: confusion matrices instead of logits --------------------------------------------------------
+
+    def evaluate(self, *args, **kwargs):
+        self._share_statistics()
+        with self._averaged(), self.clock.span("pause", on_host=True):
+            return super().evaluate(*args, **kwargs)
+
+    def _averaged(self) -> AbstractContextManager:
+        """While training, what is evaluated and saved is the moving average where there is one."""
+        return self.average.applied() if self.average and self.is_in_train else nullcontext()
+
+    def _share_statistics(self) -> None:
+        # Each process counts the batch norm statistics of its own images; only on CUDA they share them at every step.
+        average(statistics(self.accelerator.unwrap_model(self.model).state_dict()))
+        average(statistics(self.average.values) if self.average else [])
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        # Trainer's drop_last, meant for BatchNorm in training, would also leave out the last evaluation images.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"]
+        with torch.no_grad(), self.accelerator.autocast():
+            logits = self.accelerator.unwrap_model(self.model).predict(inputs["pixel_values"])
+        predicted = upsampled_argmax(logits, labels.shape[-2:], self.align_corners)
+        matrices = confusion_matrices(predicted, labels, self.num_labels, self.ignore_index)
+        return None, matrices, labels.new_zeros(len(labels))
+
+    def _add_to_metrics(self, prediction, compute_result: bool) -> dict[str, float]:
+        self.eval_matrix = self.eval_matrix + prediction.predictions.sum(dim=0).cpu()
+        if not compute_result:
+            return {}
+        self.eval_scores, self.eval_matrix = scores(self.eval_matrix), 0
+        return {key: float(value) for key, value in self.eval_scores.items() if not key.startswith("per_category")}
+
+    # ---- checkpoints: the student alone, the losses beside it ----------------------------------------------------
+
+    def _save_checkpoint(self, model, trial):
+        self.finite.wait()
+        self._share_statistics()
+        with self.clock.span("pause", on_host=True):
+            super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir=None, state_dict=None):
+        if not self.args.should_save:
+            return
+        output_dir = Path(output_dir or self.args.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        distiller = self.accelerator.unwrap_model(self.model)
+        with self._averaged():
+            distiller.student.save_pretrained(output_dir)
+        released_processor(self.processing_class, distiller.student.config).save_pretrained(output_dir)
+        if self.average and self.is_in_train:
+            save_file(distiller.student.state_dict(), output_dir / WEIGHTS_FILE, metadata={"format": "pt"})
+        losses = {key: value.contiguous() for key, value in distiller.losses.state_dict().items()}
+        if losses and output_dir != Path(self.args.output_dir):
+            save_file(losses, output_dir / LOSSES_FILE, metadata={"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        distiller, folder = self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint)
+        self._load_student(folder)
+        if (folder / WEIGHTS_FILE).is_file():
+            distiller.student.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
+        file = folder / LOSSES_FILE
+        distiller.losses.load_state_dict(load_file(file) if file.is_file() else {}, strict=True)
+
+    def _load_student(self, folder) -> None:
+        student = self.accelerator.unwrap_model(self.model).student
+        # Through from_pretrained: the files of native models carry the Hub's older names (SegFormer), which a plain
+        # load_state_dict would skip with a mere warning.
+        saved = type(student).from_pretrained(folder, dtype=torch.float32)
+        student.load_state_dict(saved.state_dict(), strict=True)
+        if self.average:
+            self.average.restart()
+
+    def _load_best_model(self):
+        self._load_student(self.state.best_model_checkpoint)
+
+    def finish(self) -> None:
+        """Save the final student into `output_dir` and remove the checkpoints, unless `keep_checkpoints` is set."""
+        self.save_model(_internal_call=True)  # else Trainer would push a folder that is not complete yet
+        if self.args.should_save and not self.args.keep_checkpoints:
+            remove_checkpoints(self.args.output_dir)
+
+    def end(self):
+        # Without this, gloo processes sometimes abort while the last one is still closing.
+        self.accelerator.wait_for_everyone()
+        super().end()
+
+    @property
+    def interrupted(self) -> int:
+        """Number of the signal that stopped training early, 0 if none did; the state is in the last checkpoint."""
+        return max(x.received for x in self.callback_handler.callbacks if isinstance(x, SaveOnSignal))

@@ -1,0 +1,138 @@
+"""Datasets that `datasets` opens, and the flags of the scripts for all data of one's own."""
+
+import importlib.util
+import json
+import sys
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset_builders import dataset_spec, load_split, load_splits
+from helpers.own_photos import COLUMNS, NAMES, ids, picture, table, write_photos
+from helpers.paths import ROOT
+from hf_segkd.recipe import parse
+from hf_segkd.training.config import DistillationConfig
+
+RECIPES = ROOT / "hf_segkd" / "recipes"
+
+
+def script(name: str):
+    """Import a script by path: `scripts/evaluate.py` must not shadow the `evaluate` package."""
+    spec = importlib.util.spec_from_file_location(f"own_data_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+distill, evaluate = script("distill"), script("evaluate")
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_local_datasets_open_with_columns_and_a_split(tmp_path, form):
+    """What `datasets` wrote must be usable without a builder."""
+    folder = tmp_path / "saved"
+    if form == "arrow":
+        datasets.DatasetDict({"train": table()}).save_to_disk(str(folder))
+    else:
+        folder.mkdir()
+        table().to_parquet(str(folder / "train-00000-of-00001.parquet"))
+    options = {**COLUMNS, "labels": NAMES, "cache_dir": str(tmp_path / "cache")}
+    splits = load_splits(str(folder), None, validation_fraction=0.3, **options)
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 4, "validation": 2}
+    seen = sorted(tuple(np.array(row["annotation"])[1, :15:5]) for rows in splits.values() for row in rows)
+    assert seen == sorted(tuple(ids(index)[1, :15:5]) for index in range(6))
+    assert splits["train"].column_names == ["image", "annotation", "image_id"]
+    again = load_splits(str(folder), None, validation_fraction=0.3, **options)
+    assert [row["image"].tobytes() for row in again["validation"]] == [
+        row["image"].tobytes() for row in splits["validation"]
+    ]
+
+
+def test_opened_masks_are_mapped_and_may_be_missing(tmp_path):
+    """Rows without a mask are unlabelled images; palette masks are indices also where the column says mode L."""
+    palette = Image.fromarray(ids(2))
+    palette.putpalette([channel for index in range(256) for channel in (index, 255 - index, 7)])
+    masks = [Image.fromarray(ids(0)), None, palette, Image.fromarray(ids(3))]
+    features = datasets.Features({"photo": datasets.Image(), "mask": datasets.Image()})
+    rows = [{"photo": picture(index), "mask": mask} for index, mask in enumerate(masks)]
+    rows = datasets.Dataset.from_list(rows, features=features).cast_column("mask", datasets.Image(mode="L"))
+    datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(str(tmp_path / "saved"))
+    train = load_split(str(tmp_path / "saved"), None, "train", labels=NAMES, **COLUMNS)
+    assert set(np.array(train[1]["annotation"]).flat) == {255}
+    assert np.array_equal(np.array(train[2]["annotation"]), ids(2))
+    mapped = load_split(
+        str(tmp_path / "saved"), None, "train", label_map={0: "rest", 1: "damage", 2: "damage"}, **COLUMNS
+    )
+    assert np.array(mapped[3]["annotation"]).max() == 255 and set(np.array(mapped[3]["annotation"]).flat) == {
+        0,
+        1,
+        255,
+    }
+    with pytest.raises(ValueError, match=r"'train_000000' holds the values \[2\]; allowed are 0 to 1 and 255"):
+        load_split(str(tmp_path / "saved"), None, "train", labels=NAMES[:2], **COLUMNS)[0]
+
+
+def test_class_names_come_from_features_or_the_file_beside(tmp_path):
+    """A dataset that carries its names should not need them again."""
+    feature = datasets.List(datasets.ClassLabel(names=NAMES))
+    datasets.DatasetDict({"train": table(classes=feature)}).save_to_disk(str(tmp_path / "a"))
+    assert dataset_spec(str(tmp_path / "a"), **COLUMNS).labels == tuple(NAMES)
+    datasets.DatasetDict({"train": table()}).save_to_disk(str(tmp_path / "b"))
+    with pytest.raises(ValueError, match="The classes have no names"):
+        dataset_spec(str(tmp_path / "b"), **COLUMNS)
+    (tmp_path / "b" / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
+    assert dataset_spec(str(tmp_path / "b"), **COLUMNS).labels == tuple(NAMES)
+
+
+def test_wrong_columns_splits_and_names_are_answered(tmp_path):
+    """Hub datasets name their columns as they like."""
+    datasets.DatasetDict({"train": table()}).save_to_disk(str(tmp_path / "a"))
+    with pytest.raises(ValueError, match=r"no column 'image' \(image_column\); it has photo, mask"):
+        load_split(str(tmp_path / "a"), None, "train", labels=NAMES)
+    with pytest.raises(ValueError, match="has no split 'test'.*Available: train, validation"):
+        load_split(str(tmp_path / "a"), None, "test", labels=NAMES, **COLUMNS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="Cannot open the dataset '.*empty'"):
+        load_split(str(tmp_path / "empty"), None, "train", labels=NAMES)
+    with pytest.raises(ValueError, match="Unknown dataset 'foldr'. Did you mean 'folder'"):
+        dataset_spec("foldr")
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "datasets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_dataset_recipe_merges_with_a_pair_and_a_method(path, tmp_path):
+    """A recipe that parses alone may still name a dataset, or an option of it, that does not exist."""
+    others = [str(RECIPES / "pairs" / "espnet_espnet-c.yaml"), str(RECIPES / "methods" / "kd_cwd.yaml")]
+    flags = ["--output_dir", str(tmp_path), "--use_cpu"]
+    (arguments, config), _ = parse((distill.ScriptArguments, DistillationConfig), [str(path), *others, *flags])
+    spec = dataset_spec(arguments.dataset, arguments.data_dir, **distill.data_options(arguments))
+    assert path.stem.startswith(arguments.dataset) and arguments.dataset == spec.name  # one file for each schedule
+    assert len(arguments.crop_size) == 2 and config.max_steps > 0
+
+
+FAST = ["--crop_size", "32", "32", "--per_device_train_batch_size", "2", "--max_steps", "2", "--eval_steps", "2"]
+FAST += ["--save_steps", "2", "--use_cpu", "--student.model_type", "espnet", "--student.use_decoder", "false"]
+FAST += ["--student.hidden_sizes", "[4, 10, 10]", "--student.depths", "[1, 1]", "--overwrite"]
+
+
+def test_scripts_train_and_evaluate_on_a_folder_and_on_an_opened_dataset(tmp_path):
+    """The flags must reach the builder from both scripts, and the student must carry the class names."""
+    photos = write_photos(tmp_path / "photos")
+    (tmp_path / "labels.txt").write_text("\n".join(NAMES))
+    saved = str(tmp_path / "saved")
+    datasets.DatasetDict({"train": table()}).save_to_disk(saved)
+    labels = ["--labels", str(tmp_path / "labels.txt")]
+    columns = ["--image_column", "photo", "--label_column", "mask", "--validation_fraction", "0.34"]
+    for data in (["--dataset", "folder", "--data_dir", str(photos), *labels], ["--dataset", saved, *labels, *columns]):
+        report = distill.main([*data, *FAST, "--output_dir", str(tmp_path / "run")])
+        assert list(report["per_class_iou"]) == NAMES
+        config = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert list(config["id2label"].values()) == NAMES
+        argv = [str(tmp_path / "run"), *data, "--output_dir", str(tmp_path / "eval"), "--device", "cpu"]
+        assert next(iter(evaluate.main(argv).values()))["per_class_iou"] == report["per_class_iou"]
+        again = distill.main(
+            [str(tmp_path / "run" / "recipe.yaml"), "--output_dir", str(tmp_path / "again"), "--overwrite"]
+        )
+        assert again["per_class_iou"] == report["per_class_iou"]

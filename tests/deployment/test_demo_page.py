@@ -1,0 +1,218 @@
+"""The demo page: what it computes, what it writes for a Space, and a browser that uses it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from dataset_builders.street_scenes import draw_scene
+from helpers.tiny import LABELS, TINY
+from hf_segkd.deployment.demo_page import LONGEST_SIDE, DemoPage, Segmented, write_space
+from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.models import default_processor
+
+
+def scene(index, height, width):
+    return Image.fromarray(draw_scene("test", index, height, width, seed=0)[0])
+
+
+PHOTO = scene(0, 60, 80)
+
+
+def pairs(**models):
+    return {title: (model, default_processor(model.config)) for title, model in models.items()}
+
+
+@pytest.fixture
+def page(tiny_teacher, tiny_student):
+    return DemoPage(pairs(Teacher=tiny_teacher, Student=tiny_student))
+
+
+def result(*maps):
+    """As if the models had said these maps, in 10 and 20 ms."""
+    maps = [np.array(labels, dtype=np.uint8) for labels in maps]
+    names = ("Teacher", "Student")[: len(maps)]
+    image = Image.new("RGB", maps[0].shape[::-1], (100, 100, 100))
+    milliseconds = dict(zip(names, (10.0, 20.0), strict=False))
+    return Segmented(image, dict(zip(names, maps, strict=True)), milliseconds)
+
+
+def test_each_model_gets_its_own_map_and_time(page, tiny_teacher, tiny_student):
+    """One model's map shown twice would look like a perfect student."""
+    shown = page.segment(PHOTO)
+    assert list(shown.labels) == list(shown.milliseconds) == ["Teacher", "Student"]
+    assert all(labels.shape == (60, 80) for labels in shown.labels.values())
+    assert all(time > 0 for time in shown.milliseconds.values())
+    for title, model in (("Teacher", tiny_teacher), ("Student", tiny_student)):
+        processor = default_processor(model.config)
+        with torch.no_grad():
+            outputs = model(pixel_values=processor(PHOTO, return_tensors="pt")["pixel_values"])
+        (expected,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(60, 80)])
+        assert (shown.labels[title] == expected.numpy()).all()
+    assert (shown.labels["Teacher"] != shown.labels["Student"]).any()
+
+
+def test_a_single_model_is_enough(tiny_student):
+    """A student without its teacher at hand still has a page."""
+    page = DemoPage(pairs(Student=tiny_student))
+    shown = page.segment(PHOTO)
+    assert len(page.overlays(shown, 0.5)) == 1 and "same class" not in page.facts(shown)
+
+
+@pytest.mark.parametrize("mode, size", [("RGBA", (70, 50)), ("L", (33, 41)), ("P", (64, 64))])
+def test_pictures_of_any_mode_and_size_are_taken(page, mode, size):
+    """Screenshots have alpha, scans are grey, and nobody crops to multiples of 8."""
+    assert page.segment(Image.new(mode, size)).labels["Student"].shape == size[::-1]
+
+
+def test_large_photos_are_shrunk(page):
+    """A phone's photo would keep a CPU busy for minutes."""
+    assert page.segment(Image.new("RGB", (2 * LONGEST_SIDE, 300))).image.size == (LONGEST_SIDE, 150)
+
+
+def test_opacity_goes_from_the_image_to_the_colours(page):
+    """The slider's ends are how one sees where a class border lies in the image."""
+    shown = result([[0, 1], [2, 0]])
+    assert (np.array(page.overlays(shown, 0)[0]) == 100).all()
+    expected = np.array(page.palette, dtype=np.uint8)[shown.labels["Teacher"]]
+    assert (np.array(page.overlays(shown, 1)[0]) == expected).all()
+
+
+def test_facts_hold_the_areas_of_the_classes_found(page):
+    """By hand: three of four pixels and one of four; what nobody predicted has no row."""
+    facts = page.facts(result([[0, 0], [0, 1]], [[0, 0], [1, 1]]))
+    assert facts.index(LABELS[0]) < facts.index(LABELS[1]) and LABELS[2] not in facts
+    assert "75.0 %" in facts and "25.0 %" in facts and facts.count("50.0 %") == 2
+    assert "2 × 2 pixels, the same class on 75.0 % of them" in facts
+
+
+def test_captions_hold_the_time_of_each_model(page):
+    """Milliseconds, beside the right name."""
+    assert page.captions(result([[0]], [[0]])) == ["**Teacher** · 10 ms", "**Student** · 20 ms"]
+
+
+def test_class_names_cannot_inject_markup(tiny_student):
+    """The names come from a Hub repository that anybody may have written."""
+    tiny_student.config.id2label = {index: f"<script>{index}" for index in LABELS}
+    page = DemoPage({"<b>": (tiny_student, default_processor(tiny_student.config))})
+    facts = page.facts(page.segment(PHOTO))
+    assert "<script>" not in facts and "<b>" not in facts and "&lt;script&gt;" in facts
+
+
+def test_models_of_different_classes_are_refused(tiny_student):
+    """Side by side they would share colours that mean different things."""
+    other = load_segmenter(TINY, id2label={0: "sky", 1: "road"})
+    with pytest.raises(ValueError, match=r"must share their classes: Student has 10 .*Teacher has 2 \(sky, road\)"):
+        DemoPage(pairs(Teacher=other, Student=tiny_student))
+    with pytest.raises(ValueError, match="at least one model"):
+        DemoPage({})
+
+
+def test_page_is_built_with_two_images_and_a_slider(page):
+    """A renamed argument of Gradio would show only when the page is opened."""
+    pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    components = [block["type"] for block in page.build([PHOTO]).get_config_file()["components"]]
+    assert components.count("image") == 3 and "slider" in components and "dataset" in components
+
+
+def test_page_without_gradio_says_what_to_install(page, monkeypatch):
+    """The extra is optional: its absence must not read like a bug."""
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ImportError, match=r"hf-segkd\[demo\]"):
+        page.build()
+
+
+def test_space_runs_from_its_folder_alone(tmp_path):
+    """A Space has neither this repository nor a published package: app.py must find all it imports."""
+    pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    folder = write_space(tmp_path / "space", "user/student", "user/teacher", [PHOTO])
+    header = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    assert header["sdk"] == "gradio" and header["app_file"] == "app.py" and header["title"] == "student"
+    assert header["models"] == ["user/teacher", "user/student"]
+    requirements = dict(line.split("==") for line in (folder / "requirements.txt").read_text().split())
+    assert "torch" in requirements and requirements["gradio"] == header["sdk_version"]
+    assert not any("+" in version for version in requirements.values())
+
+    # The models of the Hub stand in as folders at the same relative path.
+    for name in ("teacher", "student"):
+        model = load_segmenter(TINY, id2label=LABELS)
+        model.save_pretrained(folder / "user" / name)
+        default_processor(model.config).save_pretrained(folder / "user" / name)
+    alone = "import sys; sys.path.insert(0, '.'); sys.modules |= dict.fromkeys(['evaluate', 'onnx'])"
+    kinds = "[block['type'] for block in app.page.get_config_file()['components']]"
+    check = f"import app, hf_segkd; print(list(app.pages.segmenters), hf_segkd.__file__, {kinds}.count('dataset'))"
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", f"{alone}; {check}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"['Teacher', 'Student'] {folder / 'hf_segkd' / '__init__.py'} 1" in run.stdout
+
+
+@pytest.mark.parametrize("model", ["student", "runs/a/student", "/tmp/student"])
+def test_space_of_a_local_model_is_refused(tmp_path, model):
+    """It would start on the Hub, and fail there."""
+    with pytest.raises(ValueError, match="Space loads its models from the Hub"):
+        write_space(tmp_path, model)
+
+
+@pytest.mark.slow
+def test_browser_uploads_an_image_and_sees_both_models(page, tmp_path):
+    """Everything between the functions and a person: wiring, JavaScript, pictures that arrive.
+
+    Needs `pip install playwright` and a Chromium (`apt-get install chromium`). With HF_SEGKD_SCREENSHOT set to a file
+    and HF_SEGKD_DEMO to the folders of a teacher and a student, it shows these and takes their picture.
+    """
+    pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    photo, screenshot = PHOTO, os.environ.get("HF_SEGKD_SCREENSHOT")
+    if screenshot:
+        models = zip(("Teacher", "Student"), os.environ["HF_SEGKD_DEMO"].split(), strict=True)
+        page = DemoPage({name: (load_segmenter(folder), load_processor(folder)) for name, folder in models})
+        photo = scene(2, 192, 256)
+    photo.save(tmp_path / "photo.png")
+    built = page.build([scene(index, 192, 256) for index in (1, 3, 4)])
+    _, url, _ = built.launch(prevent_thread_lock=True, quiet=True)
+    try:
+        with playwright.sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            tab = browser.new_page(viewport={"width": 1200, "height": 720})
+            tab.goto(url)
+            upload_and_check(tab, tmp_path / "photo.png", photo.size)
+            if screenshot:
+                Image.open(BytesIO(tab.screenshot())).quantize(256).save(screenshot, optimize=True)
+            move_slider(tab)
+            browser.close()
+    finally:
+        built.close()
+
+
+def upload_and_check(tab, photo, size):
+    tab.locator("input[type=file]").first.set_input_files(photo)
+    for title in ("Teacher", "Student"):
+        tab.get_by_text(re.compile(rf"{title} · \d+ ms")).wait_for(timeout=120_000)
+        picture = tab.locator(f".result-{title.lower()} img")
+        picture.wait_for(timeout=60_000)
+        shown = picture.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
+        assert shown == [*size]
+    tab.get_by_text(f"{size[0]} × {size[1]} pixels, the same class on").wait_for()
+
+
+def move_slider(tab):
+    before = tab.locator(".result-teacher img").get_attribute("src")
+    tab.locator("input[type=range]").fill("1")
+    tab.wait_for_function(f"document.querySelector('.result-teacher img').src != {before!r}", timeout=60_000)

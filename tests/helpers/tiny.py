@@ -1,0 +1,42 @@
+"""Small models and data that several tests share."""
+
+import pytest
+import torch
+
+from helpers.paths import SHARED
+from hf_segkd.data import DATASETS
+
+LABELS = {index: name for index, name in enumerate(DATASETS["synthetic"].labels)}
+TINY = {"model_type": "espnet", "use_decoder": False, "hidden_sizes": [4, 10, 10], "depths": [1, 1]}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order: bit-exact comparisons must not depend on the machine's cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def camvid():
+    if not (SHARED / "camvid").is_dir():
+        pytest.skip("needs the CamVid folder beside the repository: ../shared/camvid")
+    return SHARED / "camvid"
+
+
+class TinyScenes(torch.utils.data.Dataset):
+    """Blocks whose colour tells their class, 32x32 pixels, made from the index alone."""
+
+    def __init__(self, count=8, num_labels=10, offset=0, size=32):
+        self.count, self.num_labels, self.offset, self.size = count, num_labels, offset, size
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index >= self.count:  # ends `for item in dataset`
+            raise IndexError(index)
+        generator = torch.Generator().manual_seed(self.offset + index)
+        blocks = torch.randint(0, self.num_labels, (4, 4), generator=generator)
+        labels = blocks.repeat_interleave(self.size // 4, 0).repeat_interleave(self.size // 4, 1)
+        noise = torch.randint(0, 20, (3, self.size, self.size), generator=generator)
+        return {"pixel_values": (labels * 20 + noise).to(torch.uint8), "labels": labels}

@@ -1,0 +1,83 @@
+"""Pages that a command writes are what the command writes."""
+
+import importlib.util
+import re
+import sys
+
+import pytest
+
+from helpers.paths import ROOT
+from hf_segkd.evaluation.profiling import count_macs
+from hf_segkd.losses import LOSSES
+
+DOCS = ROOT / "docs"
+# Parameters and GMACs of the original networks at 512x1024, counted by their specification's author.
+ORIGINALS = {
+    "CIRKDv2 DeepLabV3-ResNet101": (79_084_262, 658.7),
+    "CIRKDv2 DeepLabV3-ResNet18": (22_762_918, 202.7),
+    "UperNet-ResNet18, lite": (16_569_638, 158.0),
+    "UperNet-ResNet18": (41_085_350, 413.7),
+    "PSPNet-ResNet18": (12_919_334, 122.1),
+    "CIRKDv2 PSPNet-ResNet101": (58_629_606, 465.4),
+    "DeepLabV3-MobileNetV3-S": (3_298_739, 22.6),
+    "DeepLabV3-MobileNetV3-L": (6_785_990, 42.4),
+    "PSPNet-MobileNetV3-S": (2_589_747, 14.7),
+    "PSPNet-MobileNetV3-L": (6_126_918, 30.5),
+    "DeepLabV3-MobileViT-XXS": (2_372_483, 44.1),
+    "PSPNet-MobileViT-XXS": (1_794_051, 38.9),
+    "DeepLabV3-MobileViT-XS": (3_591_875, 68.3),
+    "DeepLabV3-MobileViT-S": (7_546_931, 123.8),
+    "DeepLabV3-MobileNetV2 (ssseg)": (3_233_171, 26.6),
+    "DeepLabV3-ResNet18, plain stem": (22_614_438, 187.8),
+    "DeepLabV3-ResNet50, plain stem": (59_968_358, 489.4),
+    "CIRKD / CSKD DeepLabV3-ResNet101": (61_118_950, 515.8),
+    "CIRKD / CSKD DeepLabV3-ResNet18": (13_607_974, 129.4),
+    "CIRKD / CSKD PSPNet-ResNet101": (68_072_166, 542.8),
+    "DeepLabV3-MobileNetV2": (3_233_171, 26.6),
+    "PSPNet-MobileNetV2": (2_654_739, 21.4),
+    "SKD / CWD PSPNet-ResNet18": (13_068_262, 125.8),
+    "SKD / CWD PSPNet-ResNet101": (70_437_350, 574.9),
+    "SegFormer-B0": (3_719_027, 17.8),
+    "SegFormer-B4": (64_007_635, 204.8),
+    "ESPNet": (363_462, 4.7),
+    "ESPNet-C": (349_193, 3.5),
+}
+
+
+def page(name: str):
+    spec = importlib.util.spec_from_file_location(f"make_{name}", DOCS / f"make_{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+models = page("models")
+
+
+@pytest.mark.parametrize("row", models.ROWS, ids=lambda row: row.name)
+def test_network_has_the_size_and_the_cost_of_the_original(row):
+    """A missing layer or another width shows here before a long training does."""
+    parameters, gmacs = ORIGINALS[row.name]
+    model = models.build(row)
+    assert model.num_parameters() == parameters
+    assert count_macs(model, models.SIZE) / 1e9 == pytest.approx(gmacs, rel=0.02)
+
+
+def test_table_of_networks_is_the_commands():
+    """A table written by hand ages."""
+    text = (DOCS / "models.md").read_text()
+    assert all(models.line(row) in text for row in models.ROWS)
+    assert len(re.findall(r"^\| ", text, flags=re.MULTILINE)) == len(models.ROWS) + 1
+    assert set(ORIGINALS) == {row.name for row in models.ROWS}
+
+
+def test_table_of_methods_names_every_loss():
+    """A new method without a line is a method nobody finds; written by the command, not by hand."""
+    methods = page("methods")
+    text = (DOCS / "methods.md").read_text()
+    assert set(methods.COSTS) == set(LOSSES)
+    lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert list(lines) == list(LOSSES)
+    for name, method in LOSSES.items():
+        assert method.paper in lines[name] and f"| {methods.COSTS[name][0]} |" in lines[name]

@@ -1,0 +1,195 @@
+"""Recipes: merging, overrides, types and refusals."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from helpers.paths import ROOT
+from hf_segkd.recipe import dump, load_yaml, merge, parse
+from hf_segkd.training.config import DistillationConfig
+
+RECIPES = ROOT / "hf_segkd" / "recipes"
+
+
+@dataclass
+class Options:
+    dataset: str
+    student: dict | str | None = None
+    rate: float = 0.1
+    crop: list[int] = field(default_factory=lambda: [8, 8])
+    flip: bool = True
+    losses: dict | str | None = None
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_later_recipes_win_and_flags_win_over_recipes(tmp_path):
+    """The order in the command is the only inheritance there is."""
+    first = write(tmp_path, "a.yaml", "dataset: camvid\nrate: 1e-4\nlosses: {task: {}, kd: {weight: 1}}\n")
+    second = write(tmp_path, "b.yaml", "rate: 2e-3\nlosses: {kd: {temperature: 4}}\n")
+    argv = [first, second, "--dataset", "voc", "--losses.kd.weight", "3e0", "--crop", "4", "6"]
+    (options,), recipe = parse((Options,), argv)
+    assert (options.dataset, options.rate, options.crop) == ("voc", 2e-3, [4, 6])
+    assert options.losses == {"task": {}, "kd": {"weight": 3.0, "temperature": 4}}
+    assert recipe["dataset"] == "voc" and recipe["crop"] == [4, 6] and recipe["losses"] == options.losses
+
+
+def test_merged_recipe_alone_gives_the_same_run(tmp_path):
+    """output_dir/recipe.yaml is the record of a run; it must be enough to run it again."""
+    first = write(tmp_path, "a.yaml", "dataset: camvid\nstudent: {model_type: espnet, depths: [1, 2]}\n")
+    argv = [first, "--rate", "1e-5", "--no_flip", "--losses.cwd.weight", "3", "--student.use_decoder", "false"]
+    (options,), recipe = parse((Options,), argv)
+    dump(recipe, tmp_path / "recipe.yaml")
+    (again,), _ = parse((Options,), [str(tmp_path / "recipe.yaml")])
+    assert again == options
+    assert again.student == {"model_type": "espnet", "depths": [1, 2], "use_decoder": False} and again.flip is False
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("runs/teacher", "runs/teacher"),
+        ("user/model", "user/model"),
+        ("{model_type: espnet, depths: [1, 2]}", {"model_type": "espnet", "depths": [1, 2]}),
+        ('{"model_type": "espnet"}', {"model_type": "espnet"}),
+    ],
+)
+def test_a_flag_takes_a_name_or_a_mapping(text, value):
+    """HfArgumentParser alone refuses both: its reading of `dict | str` is a function that no text passes."""
+    (options,), recipe = parse((Options,), ["--dataset", "camvid", "--student", text])
+    assert options.student == value and recipe["student"] == value
+
+
+def test_yaml_reads_scientific_notation_as_numbers_and_yes_as_text():
+    """Plain PyYAML reads 1e-4 as a string and a class called `no` as False."""
+    assert load_yaml("[1e-4, 2.5E+3, -1.e-2, 7, true, yes, no, 1.0, .5]") == [
+        *(1e-4, 2500.0, -0.01, 7, True, "yes", "no", 1.0, 0.5)
+    ]
+
+
+def test_merge_leaves_its_arguments_alone():
+    """A recipe used twice in one process must not remember the first run."""
+    base = {"losses": {"kd": {"weight": 1}}}
+    assert merge(base, {"losses": {"kd": {"weight": 2}}}) == {"losses": {"kd": {"weight": 2}}}
+    assert base == {"losses": {"kd": {"weight": 1}}}
+
+
+def test_null_takes_a_mapping_out(tmp_path):
+    """A method that a crop or a machine cannot run, such as a discriminator, would need a recipe of its own."""
+    first = write(
+        tmp_path, "a.yaml", "dataset: camvid\nlosses: {task: {}, kd: {weight: 1}, adversarial: {weight: 2}}\n"
+    )
+    second = write(tmp_path, "b.yaml", "losses: {kd: null}\n")
+    (options,), recipe = parse((Options,), [first, second, "--losses.adversarial", "null"])
+    assert options.losses == recipe["losses"] == {"task": {}}
+    (options,), _ = parse((Options,), [first, second, "--losses.kd.temperature", "4"])
+    assert options.losses == {"task": {}, "kd": {"temperature": 4}, "adversarial": {"weight": 2}}
+
+
+def test_null_inside_a_mapping_stays_a_value():
+    """`pool_hidden_size: null` asks for a network's own default and must reach it."""
+    assert merge({"student": {"depths": [1]}}, {"student": {"width": None, "depths": None}}) == {
+        "student": {"depths": None, "width": None}
+    }
+
+
+def test_losses_that_are_null_are_left_out(tmp_path):
+    """One queue of commands can then take a loss out of every method, those without it included."""
+    losses = {"task": {}, "kd": {}, "adversarial": None}
+    config = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, losses=losses)
+    assert config.losses == {"task": {}, "kd": {}} and "adversarial" in losses
+    with pytest.raises(ValueError, match="The recipe has no losses"):
+        DistillationConfig(output_dir=str(tmp_path), use_cpu=True, losses={"task": None})
+
+
+def test_misspelt_null_is_refused(tmp_path):
+    """The loss that was meant would go on training unnoticed."""
+    with pytest.raises(ValueError, match="losses.adverserial is null.*no such loss.*task, adversarial"):
+        losses = {"task": {}, "adversarial": {}, "adverserial": None}
+        DistillationConfig(output_dir=str(tmp_path), use_cpu=True, losses=losses)
+
+
+@pytest.mark.parametrize(
+    "text, flags, message",
+    [
+        ("dataset: camvid\nstudnet: x\n", [], "Unknown key in the recipe: 'studnet'. Did you mean 'student'?"),
+        ("dataset: camvid\n", ["--crop_sise", "3"], "Unknown key in the recipe: 'crop_sise'."),
+        ("dataset: camvid\n", ["--rate", "fast"], "rate"),
+        ("dataset: camvid\nrate: fast\n", [], "rate"),
+        ("- a\n", [], "must hold a mapping"),
+        ("a: [1\n", [], "is not valid YAML"),
+        ("rate: 1\n", [], "dataset"),
+        ("7: camvid\n", [], "the key 7 must be a word"),
+        ("dataset: a\ndataset: b\n", [], "the key 'dataset' is given twice"),
+        ("dataset: &name camvid\nstudent: *name\n", [], "the alias *name is not supported"),
+        ("dataset: camvid\n", ["--losses.kd.weight", "\x1f"], "is not valid YAML"),
+        ("dataset: 2024-02-30\n", [], "is not valid YAML"),
+        ("dataset: camvid\nrate: nan\n", [], "rate must be a finite number"),
+        ("dataset: camvid\nrate: [1]\n", [], "rate must be a finite number"),
+        ("dataset: camvid\nrate: true\n", [], "rate must be a finite number"),
+        ("dataset: camvid\nlosses: [kd]\n", [], "losses must be a mapping"),
+    ],
+)
+def test_wrong_recipes_are_refused_with_the_reason(tmp_path, text, flags, message):
+    """A key that nobody reads would silently train something else."""
+    with pytest.raises(ValueError) as error:
+        parse((Options,), [write(tmp_path, "recipe.yaml", text), *flags])
+    assert message in str(error.value)
+
+
+def test_missing_recipe_file_is_named():
+    """argparse would call it an unrecognised argument."""
+    with pytest.raises(ValueError, match="Recipe 'nowhere.yaml' does not exist"):
+        parse((Options,), ["nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
+        ({"per_device_eval_batch_size": -2}, "per_device_eval_batch_size must be at least 1, got -2"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers must be at least 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
+        ({"max_steps": 0}, "train nothing"),
+        ({"num_train_epochs": 0}, "train nothing"),
+        ({"metric_for_best_model": "miou"}, "metric_for_best_model must be one of mean_iou,"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha"),
+        ({"optim_args": "3"}, "optim_args 3"),
+        ({"lr_scheduler_kwargs": {"powr": 1}}, "cannot be made: .*powr"),
+        ({"fsdp": "full_shard"}, "FSDP splits a model .* train with DDP"),
+        ({"deepspeed": "zero.json"}, "DeepSpeed splits a model .* train with DDP"),
+        ({"losses": "kd"}, "losses must be a mapping"),
+    ],
+    ids=str,
+)
+def test_arguments_that_would_fail_only_in_training_are_refused(tmp_path, options, message):
+    """transformers notices them at the first step, after the networks were loaded and the data was read."""
+    with pytest.raises(ValueError, match=message):
+        DistillationConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharding_that_accelerate_asks_for_is_refused(tmp_path, monkeypatch, name):
+    """`accelerate launch --use_fsdp` says so in the environment alone."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match="splits a model"):
+        DistillationConfig(output_dir=str(tmp_path), use_cpu=True)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_recipe_is_read_and_says_where_its_numbers_come_from(path, tmp_path):
+    """A recipe that no test reads is broken by the next renamed option."""
+    text = path.read_text()
+    assert text.startswith("# ")
+    keys = load_yaml(text)
+    known = {"dataset", "student", "teacher", "data_dir", "crop_size", "scale_range", "dataset_config"}
+    known |= {"teacher_features", "teacher_classes", "flip"}
+    config = DistillationConfig(
+        output_dir=str(tmp_path), use_cpu=True, **{key: value for key, value in keys.items() if key not in known}
+    )
+    assert config.losses

@@ -1,0 +1,152 @@
+"""The card of a run: true numbers, metadata that the Hub accepts, snippets that run."""
+
+import json
+import math
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import pipeline
+
+from helpers.commands import distill
+from helpers.hub_runs import RECIPE, WITHOUT_PACKAGE, recipe, run, snippets
+from helpers.hub_storage import card_errors, metadata
+from helpers.tiny import LABELS, TINY
+from hf_segkd.data import DATASETS
+from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.losses import LOSSES
+from hf_segkd.recipe import dump, load_yaml
+from hf_segkd.reports.model_card import DATA_LICENCES, UNKNOWN_LICENCE, model_card, update_model_card, write_model_card
+from hf_segkd.reports.run_folder import begin_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A distilled student; its teacher is the same network, wider."""
+    folder = tmp_path_factory.mktemp("runs")
+    wide = {**TINY, "hidden_sizes": [4, 10, 15], "use_decoder": True}
+    distill.main([recipe(folder, student=wide, max_steps=2), "--output_dir", str(folder / "teacher")])
+    losses = {"task": {}, "kd": {"weight": 1.0}, "logits": {"type": "cwd", "layer": "logits", "weight": 3.0}}
+    argv = [recipe(folder, losses=losses, max_steps=2), "--teacher", str(folder / "teacher")]
+    distill.main([*argv, "--output_dir", str(folder / "student")])
+    return folder / "student"
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A folder whose files may be changed."""
+    for name in ("config.json", "metrics.json", "recipe.yaml"):
+        (tmp_path / name).write_text((finished / name).read_text())
+    return tmp_path
+
+
+def cells(card: str, name: str) -> list[str]:
+    """One row of the card's table."""
+    return [row.strip(" |").split(" | ")[1:] for row in card.splitlines() if row.startswith(f"| {name} |")][0]
+
+
+def test_table_holds_what_was_measured(finished):
+    """A card is quoted: each number must be the run's own, the ratio that of the two beside it."""
+    card, report = (finished / "README.md").read_text(), json.loads((finished / "metrics.json").read_text())
+    student, teacher = (load_segmenter(str(finished.parent / name)) for name in ("student", "teacher"))
+    counts = [teacher.num_parameters(), student.num_parameters()]
+    row = cells(card, "parameters, M")
+    assert row == [*(f"{count / 1e6:.3g}" for count in counts), f"{counts[1] / counts[0]:.3f}"]
+    teacher_iou = json.loads((finished.parent / "teacher" / "metrics.json").read_text())["mean_iou"]
+    scores = [f"{100 * value:.2f} %" for value in (teacher_iou, report["mean_iou"])]
+    assert cells(card, "mean IoU") == [*scores, f"{100 * (report['mean_iou'] - teacher_iou):+.2f} points"]
+    assert "latency" not in card
+
+
+def test_model_index_survives_the_hubs_parser(finished):
+    """A leaderboard reads the header, not the table."""
+    report, card = json.loads((finished / "metrics.json").read_text()), ModelCard.load(finished / "README.md")
+    assert card_errors(metadata((finished / "README.md").read_text())) == []
+    found = {result.metric_type: result for result in card.data.eval_results}
+    assert math.isclose(found["mean_iou"].metric_value, report["mean_iou"], abs_tol=1e-6)
+    assert found["mean_iou"].dataset_name == "synthetic" and found["mean_iou"].dataset_split == "validation"
+    assert found["mean_iou"].metric_args == {"protocol": report["protocol"]}
+    assert card.data.pipeline_tag == "image-segmentation" and "knowledge-distillation" in card.data.tags
+
+
+def test_methods_of_the_run_are_cited_and_no_others(finished):
+    """Authors are owed the citation, also where a loss goes by another name in the recipe."""
+    card = (finished / "README.md").read_text()
+    used = {LOSSES["kd"], LOSSES["cwd"]}
+    for loss in LOSSES.values():
+        if loss.citation:
+            assert (loss.citation in card) == (loss in used), loss
+
+
+def test_linked_files_exist_and_the_recipe_is_the_folders(finished):
+    """A broken picture is the first thing a visitor sees."""
+    card = (finished / "README.md").read_text()
+    links = [line.split("](")[1].rstrip(")") for line in card.splitlines() if line.startswith("![")]
+    assert {"figures/predictions.png", "figures/classes.png", "figures/curves.png"} == set(links)
+    assert all((finished / link).is_file() for link in links)
+    assert (finished / "recipe.yaml").read_text().strip() in card
+
+
+def test_snippets_run_in_the_folder_where_the_package_is_absent(finished):
+    """Code that nobody ran is wrong within a year; who downloads a student does not have this library."""
+    blocks = snippets((finished / "README.md").read_text())
+    assert len(blocks) == 2
+    done = run(["-c", WITHOUT_PACKAGE + "\n".join(blocks)], folder=finished)
+    assert done.returncode == 0, done.stdout
+    assert "(48, 32)" in done.stdout and any(name in done.stdout for name in LABELS.values())
+
+
+def test_with_the_package_no_code_of_the_folder_is_asked_for(finished):
+    """Whoever has the library should neither be asked for trust nor run a copy of it."""
+    segment = pipeline("image-segmentation", model=str(finished), trust_remote_code=False)
+    assert type(segment.model).__module__ == "hf_segkd.models.espnet"
+    assert segment(str(finished / "figures" / "sample.png"))[0]["mask"].size == (48, 32)
+
+
+def test_student_without_teacher_has_no_teacher_column(copied):
+    """A baseline's card must not promise a comparison."""
+    report = json.loads((copied / "metrics.json").read_text())
+    del report["models"]["teacher"]
+    (copied / "metrics.json").write_text(json.dumps(report))
+    (copied / "recipe.yaml").write_text("dataset: synthetic\nstudent: {model_type: espnet}\n")
+    card = model_card(copied)
+    assert "trained with the labels alone" in card and "## Methods" not in card
+    assert len(cells(card, "parameters, M")) == 1 and "knowledge-distillation" not in card
+
+
+def test_latency_is_shown_where_it_was_measured(copied):
+    """A number from another machine, or none at all, must not stand in the column."""
+    teacher = "runs/teacher"
+    dump({**load_yaml((copied / "recipe.yaml").read_text()), "teacher": teacher}, copied / "recipe.yaml")
+    rows = [{"model": name, "variant": "eager", "p50_ms": ms} for name, ms in ((teacher, 8.0), (str(copied), 2.0))]
+    (copied / "benchmark.json").write_text(json.dumps({"rows": rows}))
+    assert cells(model_card(copied), "median latency, ms") == ["8", "2", "0.250"]
+    (copied / "benchmark.json").write_text(json.dumps({"rows": rows[:1]}))
+    assert "median latency" not in model_card(copied)
+
+
+def test_own_data_is_said_to_have_an_unknown_licence(copied):
+    """Someone's photos are not free because a library does not know them."""
+    report = json.loads((copied / "metrics.json").read_text())
+    (copied / "metrics.json").write_text(json.dumps({**report, "dataset": "my_farm"}))
+    assert UNKNOWN_LICENCE in model_card(copied) and "classes of my_farm" in model_card(copied)
+
+
+def test_every_dataset_of_the_library_says_its_licence():
+    """Most of them forbid commercial use, which a downloader cannot guess."""
+    assert DATASETS.keys() <= DATA_LICENCES.keys()
+
+
+def test_card_changed_by_hand_is_kept(copied):
+    """An afternoon's description must survive the second upload."""
+    write_model_card(copied)
+    assert update_model_card(copied, "alice/student") and '"alice/student"' in (copied / "README.md").read_text()
+    assert update_model_card(copied, "alice/student")
+    (copied / "README.md").write_text("Mine.\n")
+    assert not update_model_card(copied, "alice/student") and (copied / "README.md").read_text() == "Mine.\n"
+
+
+def test_merged_recipe_holds_neither_token_nor_destination(tmp_path):
+    """It is printed in the card, which everybody reads."""
+    begin_run(str(tmp_path), {**RECIPE, "push_to_hub": True, "hub_token": "hf_secret", "hub_model_id": "a/b"})
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "hf_secret" not in text and "hub" not in text and "crop_size" in text

@@ -1,0 +1,225 @@
+"""Checkpoints: whole or absent, the best one kept, whatever dies on the way."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from helpers.paths import TESTS
+from helpers.tiny import LABELS, TINY
+from helpers.trainers import equal, trainer_for, weights
+from hf_segkd.console import TrainingFault
+from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.training.checkpoints import (
+    checkpoints,
+    is_whole,
+    last_checkpoint,
+    remove_checkpoints,
+    remove_old,
+    written_whole,
+)
+from hf_segkd.training.checks import check_output_dir
+
+MOMENTS = ["time:0.55", "file:0.31", "file:0.74"]
+ALL_MOMENTS = [
+    f"{random.Random(seed).choice(['time', 'file'])}:{random.Random(seed).random():.4f}" for seed in range(20)
+]
+
+
+def python(*arguments) -> str:
+    """What a Python process prints that sees this checkout."""
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    run = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return run.stdout
+
+
+@pytest.mark.parametrize("moments", [MOMENTS, pytest.param(ALL_MOMENTS, marks=pytest.mark.slow)], ids=["3", "20"])
+def test_run_killed_at_any_moment_resumes_to_the_same_bits(tmp_path, moments):
+    """A machine that is taken away asks nobody; also not a process that is writing a checkpoint just then."""
+    found = [
+        json.loads(line) for line in python(TESTS / "helpers" / "killed_runs.py", tmp_path, *moments).splitlines()
+    ]
+    assert [run["moment"] for run in found] == moments
+    # A run may be over before its late moment has come.
+    assert sum(run["killed"] for run in found) >= len(moments) - 2
+    assert all(run["resumed"] == 0 and run["same"] for run in found), found
+
+
+def test_two_processes_share_their_statistics_and_resume_to_the_same_bits(tmp_path):
+    """Each process counts the statistics of its own images, and draws from a generator of its own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    python(*launcher, TESTS / "helpers" / "resumed_processes.py", tmp_path)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert equal(first["whole"], second["whole"]) and first["statistics"]
+    assert first["rng"] == ["rng_state_0.pth", "rng_state_1.pth"]
+    assert equal(first["whole"], first["resumed"]) and equal(second["whole"], second["resumed"])
+
+
+def save(folder, step, size=10):
+    with written_whole(folder / f"checkpoint-{step}", True, lambda: None) as unfinished:
+        (unfinished / "model.safetensors").write_bytes(b"x" * size)
+    return folder / f"checkpoint-{step}"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_failed_save_leaves_the_earlier_ones_and_the_next_save_cleans_up(tmp_path):
+    """A half written folder under the name of a checkpoint would be resumed from."""
+    save(tmp_path, 1)
+    with pytest.raises(KeyError), written_whole(tmp_path / "checkpoint-2", True, lambda: None) as unfinished:
+        (unfinished / "model.safetensors").write_bytes(b"x")
+        raise KeyError
+    assert names(tmp_path) == [".unfinished-checkpoint-2", "checkpoint-1"]
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-3"]
+
+
+def test_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    """Who resumes from an earlier checkpoint by hand comes past a step that was saved before."""
+    save(tmp_path, 1)
+    assert (save(tmp_path, 1, size=20) / "model.safetensors").stat().st_size == 20
+    assert names(tmp_path) == ["checkpoint-1"] and is_whole(tmp_path / "checkpoint-1")
+
+
+@pytest.mark.parametrize("damage", ["cut short", "missing", "no list", "more"])
+def test_broken_checkpoint_is_passed_over_and_named(tmp_path, damage, caplog):
+    """A copy from another machine that broke off ends in a KeyError, or in other weights."""
+    save(tmp_path, 1)
+    newest = save(tmp_path, 10)
+    if damage == "cut short":
+        os.truncate(newest / "model.safetensors", 5)
+    elif damage == "missing":
+        (newest / "model.safetensors").unlink()
+    elif damage == "no list":
+        (newest / "contents.txt").unlink()
+    else:
+        (newest / "model.safetensors.part").write_bytes(b"x")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    assert "checkpoint-10 is not whole" in caplog.text
+
+
+def test_run_with_broken_checkpoints_alone_is_not_started_again(tmp_path):
+    """--resume that quietly begins from step 0 throws the days before away."""
+    (tmp_path / "recipe.yaml").write_text("")
+    assert check_output_dir(str(tmp_path), resume=True) is None  # ended before its first checkpoint
+    (save(tmp_path, 1) / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="has no whole checkpoint"):
+        check_output_dir(str(tmp_path), resume=True)
+
+
+@pytest.mark.parametrize(
+    "limit, best, kept",
+    [
+        (None, 2, [1, 2, 3, 4, 9]),
+        (1, 4, [4]),
+        (1, 2, [2, 4]),
+        (2, 2, [2, 4]),
+        (3, 2, [2, 4, 9]),
+        (4, 2, [2, 3, 4, 9]),
+        (9, None, [1, 2, 3, 4, 9]),
+    ],
+)
+def test_newest_and_best_are_kept_and_then_the_latest(tmp_path, limit, best, kept):
+    """The best student lost to a limit cannot be made again. 9 is left from a run that was resumed at 3."""
+    for step in (9, 1, 2, 3, 4):
+        save(tmp_path, step)
+    remove_old(tmp_path / "checkpoint-4", limit, str(tmp_path / f"checkpoint-{best}") if best else None)
+    assert names(tmp_path) == [f"checkpoint-{step}" for step in kept]
+
+
+def test_removal_that_is_interrupted_leaves_what_can_be_resumed(tmp_path, monkeypatch):
+    """A newest checkpoint that names a best one which is gone already would end with the last student instead."""
+    for step in (2, 4, 10):
+        save(tmp_path, step)
+    (tmp_path / "checkpoint-3").mkdir()
+    removed = []
+    monkeypatch.setattr("hf_segkd.training.checkpoints.remove", lambda checkpoint: removed.append(checkpoint.name))
+    remove_checkpoints(tmp_path)
+    assert removed == ["checkpoint-10", "checkpoint-4", "checkpoint-2"]
+    monkeypatch.undo()
+    remove_checkpoints(tmp_path)
+    assert names(tmp_path) == []
+
+
+def scored(trainer, scores):
+    trainer.compute_metrics = lambda prediction, compute_result: {"mean_iou": next(scores)} if compute_result else {}
+
+
+def test_best_checkpoint_stays_and_moves_with_its_run(tmp_path, tiny_student):
+    """Trainer looks for it under the old path, and without it returns the last student instead of the best."""
+    options = {"eval_steps": 1, "save_steps": 1, "keep_checkpoints": True}
+    trainer = trainer_for(tmp_path / "a", tiny_student, max_steps=3, **options)
+    scores = iter([0.5, 0.9, 0.7, 0.8, 0.6])
+    scored(trainer, scores)
+    trainer.train()
+    assert [path.name for path in checkpoints(tmp_path / "a")] == ["checkpoint-2", "checkpoint-3"]
+    best = weights(load_segmenter(str(tmp_path / "a" / "checkpoint-2")))
+    assert equal(weights(tiny_student), best)
+
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    torch.manual_seed(5)
+    student = load_segmenter(TINY, id2label=LABELS)
+    trainer = trainer_for(tmp_path / "b", student, max_steps=5, **options)
+    scored(trainer, scores)
+    trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path / "b"))
+    assert [path.name for path in checkpoints(tmp_path / "b")] == ["checkpoint-2", "checkpoint-5"]
+    assert trainer.state.best_metric == 0.9 and equal(weights(student), best)
+
+
+def test_best_checkpoint_that_is_gone_gives_way_to_the_best_of_the_rest(tmp_path, tiny_student, caplog):
+    """With its score kept, no later student would ever be better, and the last one became the result."""
+    options = {"eval_steps": 1, "save_steps": 1, "keep_checkpoints": True}
+    scores = iter([0.9, 0.5, 0.8, 0.7])
+    for steps, resume in ((2, None), (4, str(tmp_path / "checkpoint-2"))):
+        trainer = trainer_for(tmp_path, tiny_student, max_steps=steps, **options)
+        scored(trainer, scores)
+        if resume:
+            shutil.rmtree(tmp_path / "checkpoint-1")
+        trainer.train(resume_from_checkpoint=resume)
+    assert "checkpoint-1, the best so far, is gone" in caplog.text
+    assert trainer.state.best_metric == 0.8
+    assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-3"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("room", [0.0, 0.3, 0.6, 0.9])
+def test_full_disk_keeps_the_earlier_checkpoint_and_says_what_to_do(small_disk, tiny_student, room):
+    """Whichever file meets the end of the disk: safetensors, torch.save and open report it in three ways."""
+    options = {"load_best_model_at_end": False, "keep_checkpoints": True, "save_total_limit": None}
+    trainer = trainer_for(small_disk / "run", tiny_student, **options)
+
+    class FillAfterFirst(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                disk = shutil.disk_usage(small_disk)
+                (small_disk / "filler").write_bytes(b"x" * (disk.free - int(room * disk.used)))
+
+    trainer.add_callback(FillAfterFirst())
+    with pytest.raises(TrainingFault) as error:
+        trainer.train()
+    message = str(error.value)
+    assert "checkpoint-2 is whole: free some space" in message and "--resume" in message
+    assert names(small_disk / "run") == ["checkpoint-2"] and is_whole(small_disk / "run" / "checkpoint-2")
