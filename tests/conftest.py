@@ -1,9 +1,7 @@
-"""Small models and data that several tests share."""
+"""Fixtures of all tests."""
 
 import os
 import tempfile
-
-from helpers.tiny import LABELS, TINY
 
 # Before any Hugging Face import: no network, and no trace in the user's cache.
 _CACHE = tempfile.TemporaryDirectory(prefix="hf_segkd_tests_")
@@ -12,7 +10,22 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=_CACHE.name)
 import pytest
 import torch
 
+from helpers.paths import SHARED
+from helpers.tiny import LABELS, TINY
 from hf_segkd.loading.pretrained import load_segmenter
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order: bit-exact comparisons must not depend on the machine's cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def camvid():
+    if not (SHARED / "camvid").is_dir():
+        pytest.skip("needs the CamVid folder beside the repository: ../shared/camvid")
+    return SHARED / "camvid"
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from pathlib import Path
 from PIL import Image
 
 from hf_segkd.deployment.demo_page import DemoPage
-from hf_segkd.models import load_processor, load_segmenter
+from hf_segkd.loading.pretrained import load_processor, load_segmenter
 
 MODELS = {models!r}
 
@@ -213,7 +213,7 @@ def write_space(
     (folder / "examples").mkdir(parents=True, exist_ok=True)
     for index, example in enumerate(examples):
         example.save(folder / "examples" / f"{index}.png")
-    source = Path(__file__).parent
+    source = Path(__file__).parents[1]
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(source, folder / source.name, ignore=ignored, dirs_exist_ok=True)
     requirements = [f"{name}=={version}" for name, version in versions.items()]

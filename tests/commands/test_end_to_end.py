@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from helpers.commands import RECIPE, distill, recipe
 from helpers.paths import ROOT
 from helpers.tiny import TINY
-from hf_segkd import reporting
 from hf_segkd.losses import LOSSES
+from hf_segkd.reports import run_folder
 
 METHODS = sorted((ROOT / "hf_segkd" / "recipes" / "methods").glob("*.yaml"))
 STEPS, SHORT = 20, 4
@@ -50,8 +50,8 @@ def steps_of(method) -> int:
 def without_figures():
     """They take as long as the training; the tests of the scripts look at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reporting, "write_figures", lambda *args: None)
-        patch.setattr(reporting, "write_class_figure", lambda *args: None)
+        patch.setattr(run_folder, "write_figures", lambda *args: None)
+        patch.setattr(run_folder, "write_class_figure", lambda *args: None)
         yield
 
 

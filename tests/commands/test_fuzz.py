@@ -3,7 +3,6 @@
 import contextlib
 import io
 import string
-import sys
 from inspect import signature
 
 import pytest
@@ -13,16 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.paths import ROOT
+from hf_segkd.commands import distill
 from hf_segkd.losses import COMMON_OPTIONS, LOSSES, LossSetup, build_losses
 from hf_segkd.training.config import DistillationConfig
 
-SCRIPTS = ROOT / "scripts"
-sys.path.append(str(SCRIPTS))
-import distill  # noqa: E402
-
-RECIPES = sorted((SCRIPTS / "recipes").glob("*/*.yaml"))
+FOLDER = ROOT / "hf_segkd" / "recipes"
+RECIPES = sorted(FOLDER.glob("*/*.yaml"))
 FIELDS = sorted({*distill.ScriptArguments.__dataclass_fields__, *DistillationConfig.__dataclass_fields__})
-GOOD = [str(SCRIPTS / "recipes" / name) for name in ("datasets/camvid.yaml", "methods/baseline.yaml")]
+GOOD = [str(FOLDER / name) for name in ("datasets/camvid.yaml", "methods/baseline.yaml")]
 GOOD += ["--student", "{model_type: espnet}", "--teacher", "teacher", "--output_dir", "run"]
 EXAMPLES = 2000
 

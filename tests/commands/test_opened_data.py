@@ -1,8 +1,7 @@
 """Datasets that `datasets` opens, and the flags of the scripts for all data of one's own."""
 
-import importlib.util
+import importlib
 import json
-import sys
 
 import datasets
 import numpy as np
@@ -20,11 +19,7 @@ RECIPES = ROOT / "hf_segkd" / "recipes"
 
 def script(name: str):
     """Import a script by path: `scripts/evaluate.py` must not shadow the `evaluate` package."""
-    spec = importlib.util.spec_from_file_location(f"own_data_{name}", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"hf_segkd.commands.{name}")
 
 
 distill, evaluate = script("distill"), script("evaluate")

@@ -6,10 +6,10 @@ import runpy
 import subprocess
 import sys
 
-import golden_models
 import pytest
 import torch
 
+from helpers import golden_models
 from helpers.paths import ROOT, SHARED
 from hf_segkd.conversion import convert, load_original
 from hf_segkd.conversion.espnet import config

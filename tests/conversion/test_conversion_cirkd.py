@@ -4,10 +4,10 @@ import re
 import runpy
 import sys
 
-import golden_models
 import pytest
 import torch
 
+from helpers import golden_models
 from helpers.paths import ROOT
 from hf_segkd.conversion import FAMILIES, convert, converted_processor, recognise
 from hf_segkd.data.specs import DATASETS

@@ -5,7 +5,6 @@ import logging
 import pickle
 import re
 
-import golden_models
 import pytest
 import torch
 from transformers import (
@@ -24,6 +23,7 @@ from transformers import (
 )
 from transformers import MobileViTConfig as NativeMobileViTConfig
 
+from helpers import golden_models
 from helpers.paths import SHARED
 from hf_segkd.conversion.imagenet import FILES, NATIVE, load_backbone_weights
 from hf_segkd.models import BACKBONES, MobileViTBackbone, MobileViTConfig

@@ -1,10 +1,10 @@
 """SegFormer checkpoints of CIRKD as transformers' own class."""
 
-import golden_models
 import pytest
 import torch
 from transformers import SegformerForSemanticSegmentation
 
+from helpers import golden_models
 from hf_segkd.conversion import convert, converted_processor, recognise
 from hf_segkd.conversion.segformer import config
 from hf_segkd.loading.pretrained import load_processor, load_segmenter

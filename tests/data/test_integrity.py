@@ -11,10 +11,15 @@ from PIL import Image
 
 import dataset_builders
 from helpers.folder_checks import check, refusal
-from helpers.own_photos import COLUMNS, NAMES, cut_off, ids, picture, save, table
+from helpers.own_photos import COLUMNS, NAMES, cut_off, ids, picture, save, table, write_splits
 from hf_segkd.data.integrity import Problem, problem_table
 from hf_segkd.data.transforms import read_example
 from hf_segkd.training.checks import check_data
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_splits(tmp_path / "photos")
 
 
 def line(text: str, file: str) -> str:

@@ -1,6 +1,6 @@
 """Exported files: the same classes as PyTorch at any size, smaller in int8, and self-explaining."""
 
-import importlib.util
+import importlib
 import json
 from types import SimpleNamespace
 
@@ -35,10 +35,7 @@ def images(batch, height, width):
 
 
 def script():
-    spec = importlib.util.spec_from_file_location("script_export_onnx", ROOT / "scripts" / "export_onnx.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("hf_segkd.commands.export")
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,7 @@ sys.path.insert(0, sys.argv[2])
 from helpers.tiny import LABELS, TINY, TinyScenes
 from accelerate import PartialState
 from hf_segkd.evaluation.scoring import evaluate_model
-from hf_segkd.models import load_processor, load_segmenter
+from hf_segkd.loading.pretrained import load_processor, load_segmenter
 state = PartialState(cpu=True)
 torch.set_num_threads(1)
 torch.manual_seed(0)

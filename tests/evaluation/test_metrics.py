@@ -1,9 +1,9 @@
-import golden_folder
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers import golden_folder
 from hf_segkd.evaluation.confusion import confusion_matrices, confusion_matrix, scores
 from hf_segkd.evaluation.mean_iou import MeanIoU
 

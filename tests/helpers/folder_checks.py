@@ -3,13 +3,8 @@
 import pytest
 
 import dataset_builders
-from helpers.own_photos import NAMES, write_splits
+from helpers.own_photos import NAMES
 from hf_segkd.training.checks import check_data
-
-
-@pytest.fixture
-def photos(tmp_path):
-    return write_splits(tmp_path / "photos")
 
 
 def check(root, how="sample", skip_unreadable=False, **options) -> list[int]:

@@ -1,10 +1,9 @@
 """How each method of the golden loss vectors is called in this library."""
 
-import golden_features
-import golden_folder
 import torch
 from safetensors.torch import load_file
 
+from helpers import golden_features, golden_folder
 from hf_segkd.losses import ATLoss, CWDLoss, KDLoss, LossSetup, TaskLoss
 from hf_segkd.models import SegmentationOutput
 

@@ -4,10 +4,11 @@ import hashlib
 import json
 from pathlib import Path
 
-import golden_folder
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from helpers import golden_folder
 
 OWN, FOLDER = golden_folder.OWN / "models", golden_folder.MODELS
 golden_rule = golden_folder.rule("models/golden_rule.py")

@@ -1,26 +1,11 @@
 """Small models and data that several tests share."""
 
-import pytest
 import torch
 
-from helpers.paths import SHARED
 from hf_segkd.data import DATASETS
 
 LABELS = {index: name for index, name in enumerate(DATASETS["synthetic"].labels)}
 TINY = {"model_type": "espnet", "use_decoder": False, "hidden_sizes": [4, 10, 10], "depths": [1, 1]}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order: bit-exact comparisons must not depend on the machine's cores."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def camvid():
-    if not (SHARED / "camvid").is_dir():
-        pytest.skip("needs the CamVid folder beside the repository: ../shared/camvid")
-    return SHARED / "camvid"
 
 
 class TinyScenes(torch.utils.data.Dataset):

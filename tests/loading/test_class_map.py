@@ -1,8 +1,7 @@
 """Teachers of other class spaces: matched by name, by a recipe, or refused; and what distil.py makes of them."""
 
-import importlib.util
+import importlib
 import json
-import sys
 
 import pytest
 import torch
@@ -157,11 +156,7 @@ def test_teacher_with_permuted_classes_teaches_the_same(tmp_path):
 
 @pytest.fixture(scope="module")
 def distill():
-    spec = importlib.util.spec_from_file_location("script_distill", ROOT / "scripts" / "distill.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("hf_segkd.commands.distill")
 
 
 def command(folder, **changes):

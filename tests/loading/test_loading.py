@@ -1,12 +1,12 @@
 """Whatever a user may name as a model, in one call and in whole commands."""
 
-import golden_models
 import pytest
 import torch
 import yaml
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, pipeline
 
+from helpers import golden_models
 from helpers.commands import RECIPE, distill, recipe, script
 from helpers.tiny import LABELS
 from hf_segkd.data import DATASETS

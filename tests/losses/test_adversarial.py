@@ -2,10 +2,10 @@
 
 import math
 
-import golden_adversarial as golden
 import pytest
 import torch
 
+from helpers import golden_adversarial as golden
 from helpers.golden_losses import assert_reproduced, cases, load
 from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import trainer_for

@@ -1,10 +1,10 @@
 """CIRKD and CIRKDv2: golden values, gradients and queues over several steps, and the rules of the queues."""
 
-import golden_cirkd as golden
 import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers import golden_cirkd as golden
 from helpers.golden_losses import assert_reproduced, cases, load
 from hf_segkd.distributed import gather, rank, world_size
 from hf_segkd.losses import CIRKDMemoryLoss, CIRKDMiniBatchLoss, CIRKDv2Loss, LossSetup, cirkd, draws

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_segkd.loading.pretrained import load_segmenter
-from hf_segkd.losses import LossSetup, TaskLoss, build_losses, cross_entropy
+from hf_segkd.losses import LossSetup, TaskLoss, build_losses
+from hf_segkd.losses.functional import cross_entropy
 from hf_segkd.losses.functional.cross_entropy import upsampled_cross_entropy
 from hf_segkd.losses.functional.divergence import softmax_kl
 from hf_segkd.models import SegmentationOutput

@@ -3,15 +3,13 @@
 import math
 import re
 
-import golden_adversarial
-import golden_cirkd
-import golden_folder
-import golden_losses as golden
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
+from helpers import golden_adversarial, golden_cirkd, golden_folder
+from helpers import golden_losses as golden
 from helpers.loss_cases import (
     IGNORE,
     STUDENT_CHANNELS,

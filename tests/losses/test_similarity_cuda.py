@@ -7,10 +7,10 @@ on a machine with an NVIDIA GPU; without one, `TRITON_INTERPRET=1` in front runs
 
 import os
 
-import golden_cirkd
 import pytest
 import torch
 
+from helpers import golden_cirkd
 from helpers.golden_losses import assert_reproduced, cases, load
 from helpers.relations import units, whole_bank, whole_pairs
 from hf_segkd.losses.functional import similarity

@@ -3,11 +3,11 @@
 import json
 import re
 
-import golden_models
 import pytest
 import torch
 from transformers import AutoBackbone, AutoConfig
 
+from helpers import golden_models
 from hf_segkd.conversion.mobile import BACKBONES
 from hf_segkd.models import MobileNetV2Config, MobileNetV3Config, MobileViTConfig, mobilenetv2, mobilenetv3, mobilevit
 

@@ -2,13 +2,13 @@
 
 import json
 
-import golden_models
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation
 
+from helpers import golden_models
 from hf_segkd.conversion import convert, recognise
 from hf_segkd.loading.native import expose_features
 from hf_segkd.loading.pretrained import load_processor, load_segmenter
