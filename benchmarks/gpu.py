@@ -29,6 +29,7 @@ from benchmarks.step import RECIPES, TEACHER, build
 from hf_segkd.loading.frozen import folded_batch_norms
 from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.models import SegmentationOutput
+from hf_segkd.reports.tables import markdown_table
 from hf_segkd.training.distiller import Distiller
 
 RELATIONS = ("CIRKD mini-batch 512/512", "CIRKD mini-batch 128/256", "CIRKD memory 512/512", "SKD pair-wise 512/512")
@@ -141,18 +142,20 @@ def relations(meter: Meter, batch: int, crop: tuple[int, int]) -> dict[str, dict
 def table(report: dict) -> str:
     """Markdown, ratios first."""
     base = report["steps"]["baseline"]["ms"]
-    lines = ["| method | step / plain training | ms | peak MiB |", "|---|---|---|---|"]
+    steps, relations = [], []
     for name, x in report["steps"].items():
-        cells = f"{x['ms'] / base:.2f} | {x['ms']:.1f} | {x['mib']:.0f}" if "ms" in x else f"{x['refused']} | |"
-        lines.append(f"| {name} | {cells} |")
-    lines += ["", "| teacher's forward | ms | peak MiB |", "|---|---|---|"]
-    lines += [f"| {name} | {x['ms']:.1f} | {x['mib']:.0f} |" for name, x in report["teacher"].items()]
-    lines += ["", "| loss | dense / ours, time | memory | ms dense | ms ours |", "|---|---|---|---|---|"]
+        cells = [f"{x['ms'] / base:.2f}", f"{x['ms']:.1f}", f"{x['mib']:.0f}"] if "ms" in x else [x["refused"], "", ""]
+        steps.append([name, *cells])
+    teacher = [[name, f"{x['ms']:.1f}", f"{x['mib']:.0f}"] for name, x in report["teacher"].items()]
     for name, x in report["relations"].items():
-        dense, ours = x["dense"], x["ours"]
-        ratios = f"{dense['ms'] / ours['ms']:.1f} | {dense['mib'] / ours['mib']:.1f}"
-        lines.append(f"| {name} | {ratios} | {dense['ms']:.1f} | {ours['ms']:.1f} |")
-    return "\n".join(lines)
+        ratios = [f"{x['dense'][unit] / x['ours'][unit]:.1f}" for unit in ("ms", "mib")]
+        relations.append([name, *ratios, f"{x['dense']['ms']:.1f}", f"{x['ours']['ms']:.1f}"])
+    tables = (
+        markdown_table(["method", "step / plain training", "ms", "peak MiB"], steps),
+        markdown_table(["teacher's forward", "ms", "peak MiB"], teacher),
+        markdown_table(["loss", "dense / ours, time", "memory", "ms dense", "ms ours"], relations),
+    )
+    return "\n\n".join(tables)
 
 
 def main() -> None:

@@ -14,6 +14,9 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_segkd.evaluation.profiling import hardware_name
+from hf_segkd.reports.tables import markdown_table
+
 
 def allocations(function: Callable[[], object]) -> list[int]:
     """Bytes of every allocation (positive) and release (negative) of CPU memory by torch in a call, in order.
@@ -48,11 +51,8 @@ def cpu_seconds(function: Callable[[], object]) -> float:
 
 def hardware(threads: int) -> str:
     """CPU model, cores, threads used and versions, in one line."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    model = names[0] if names else platform.processor()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    return f"{model}, {os.cpu_count()} cores, {threads} thread(s), {versions}"
+    return f"{hardware_name('cpu')}, {os.cpu_count()} cores, {threads} thread(s), {versions}"
 
 
 def measure(function: Callable[[], object], passes: int, limit: float) -> dict:
@@ -83,14 +83,14 @@ def compare(module: str, cases: Iterable[str], options: list[str], rounds: int) 
 
 def table(results: dict[str, dict]) -> str:
     """Markdown: ratios dense/ours first, then medians in seconds and peaks in MiB."""
-    lines = ["| case | time ratio | memory ratio | s dense | s ours | MiB dense | MiB ours |", "|---|" + "---|" * 6]
+    head = ("case", "time ratio", "memory ratio", "s dense", "s ours", "MiB dense", "MiB ours")
+    rows = []
     for name, forms in results.items():
         seconds = [statistics.median(forms[form]["seconds"]) for form in ("dense", "ours")]
         mebibytes = [forms[form]["bytes"] / 2**20 for form in ("dense", "ours")]
-        ratios = f"{seconds[0] / seconds[1]:.1f}x | {mebibytes[0] / mebibytes[1]:.1f}x"
-        times = " | ".join(f"{value:.3f}" for value in seconds)
-        lines.append(f"| {name} | {ratios} | {times} | " + " | ".join(f"{value:.0f}" for value in mebibytes) + " |")
-    return "\n".join(lines)
+        ratios = [f"{dense / ours:.1f}x" for dense, ours in (seconds, mebibytes)]
+        rows.append([name, *ratios, *(f"{x:.3f}" for x in seconds), *(f"{x:.0f}" for x in mebibytes)])
+    return markdown_table(head, rows)
 
 
 def write(output: Path, results: dict[str, dict], threads: int) -> None:

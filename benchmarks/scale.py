@@ -21,6 +21,7 @@ from benchmarks.cases import CASES, Case, forward_backward
 from benchmarks.measuring import hardware, measure
 from hf_segkd.losses import LOSSES
 from hf_segkd.reports.figures import new_figure
+from hf_segkd.reports.tables import markdown_table
 
 LIMIT = 20.0  # seconds; a case stops repeating beyond it
 PASSES = 3
@@ -106,17 +107,17 @@ def curves() -> dict[str, dict[str, dict[str, dict]]]:
 
 def table(found: dict) -> str:
     """Markdown: seconds, MiB and, between processes, KiB sent to each other process."""
-    lines = []
+    tables = []
     for axis, losses in found.items():
         steps = list(next(iter(losses.values())))
-        lines += [f"| {axis} | " + " | ".join(steps) + " |", "|---|" + "---|" * len(steps)]
+        rows = []
         for name, costs in losses.items():
             cells = [f"{x['seconds']:.3f} s, {x['bytes'] / 2**20:.0f} MiB" for x in costs.values()]
             if axis == "processes":
                 cells = [f"{cell}, {x['sent'] / 2**10:.0f} KiB" for cell, x in zip(cells, costs.values(), strict=True)]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
+            rows.append([name, *cells])
+        tables.append(markdown_table([axis, *steps], rows))
+    return "\n\n".join(tables) + "\n"
 
 
 def plot(found: dict, path: Path) -> None:

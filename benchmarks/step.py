@@ -26,6 +26,7 @@ from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.losses import LOSSES, LossSetup, build_losses
 from hf_segkd.models import SegmentationOutput
 from hf_segkd.recipe import load_yaml
+from hf_segkd.reports.tables import markdown_table
 from hf_segkd.training.distiller import Distiller
 
 RECIPES = Path(__file__).resolve().parents[1] / "hf_segkd" / "recipes" / "methods"
@@ -97,19 +98,20 @@ def step(distiller: Distiller, optimizer: torch.optim.Optimizer, inputs: dict) -
     optimizer.zero_grad()
 
 
-def shares(function: Callable[[], object], rows: int = 8) -> str:
+def shares(function: Callable[[], object], count: int = 8) -> str:
     """Markdown: the operations that take the processor's time in a second call, and their shares of it."""
     function()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         function()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
-    lines = ["| operation | share | seconds | calls |", "|---|---|---|---|"]
-    for event in events[:rows]:
+    rows = []
+    for event in events[:count]:
         seconds = event.self_cpu_time_total / 1e6
         share = f"{100 * event.self_cpu_time_total / total:.0f} %"
-        lines.append(f"| {event.key} | {share} | {seconds:.2f} | {event.count} |")
-    return "\n".join([*lines, f"| all | | {total / 1e6:.2f} | |"])
+        rows.append([event.key, share, f"{seconds:.2f}", str(event.count)])
+    rows.append(["all", "", f"{total / 1e6:.2f}", ""])
+    return markdown_table(["operation", "share", "seconds", "calls"], rows)
 
 
 def main() -> None:

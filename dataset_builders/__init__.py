@@ -5,7 +5,6 @@ import inspect
 import logging
 import os
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import get_type_hints
 
@@ -25,7 +24,7 @@ from dataset_builders.raw_splits import FileSplit, RowSplit
 from dataset_builders.synthetic import Synthetic
 from dataset_builders.voc_aug import VocAug
 from hf_segkd.data.specs import DatasetSpec
-from hf_segkd.values import check_value
+from hf_segkd.values import check_value, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +160,7 @@ def _is_opened(name: str) -> bool:
     if os.path.isdir(name) or name.count("/") == 1:
         return True
     raise ValueError(
-        f"Unknown dataset '{name}'.{_suggest(name, BUILDERS)} Available: {', '.join(BUILDERS)}; "
+        f"Unknown dataset '{name}'.{did_you_mean(name, BUILDERS)} Available: {', '.join(BUILDERS)}; "
         "or a folder, or a Hub id such as user/name."
     )
 
@@ -171,7 +170,8 @@ def _config(name: str, config: dict):
     own = own_fields(config_class)
     for key in config.keys() - set(own):
         raise ValueError(
-            f"The dataset '{name}' has no option '{key}'.{_suggest(key, own)} Available: {', '.join(own) or 'none'}."
+            f"The dataset '{name}' has no option '{key}'.{did_you_mean(key, own)} "
+            f"Available: {', '.join(own) or 'none'}."
         )
     hints = get_type_hints(config_class)
     for key, value in config.items():
@@ -183,7 +183,7 @@ def _check_split(name: str, data_dir: str | None, split: str, available) -> None
     if split not in available:
         place = f" in {os.path.abspath(data_dir)}" if data_dir else ""
         raise ValueError(
-            f"The dataset '{name}'{place} has no split '{split}'.{_suggest(split, available)} "
+            f"The dataset '{name}'{place} has no split '{split}'.{did_you_mean(split, available)} "
             f"Available: {', '.join(available)}."
         )
 
@@ -196,11 +196,6 @@ def _report_counts(name: str, pairs: dict[str, Pairs], config: dict) -> None:
                 "The published %s split of %s has %d images, this one has %d: scores are not comparable.",
                 *(split, name, published[split], len(items)),
             )
-
-
-def _suggest(word: str, words) -> str:
-    close = get_close_matches(word, list(words), n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def _without(rows: datasets.Dataset, skipped: list[int]) -> datasets.Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -11,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from hf_segkd.values import check_value
+from hf_segkd.values import check_value, did_you_mean
 
 
 class _Loader(yaml.SafeLoader):
@@ -173,8 +172,7 @@ def _check_keys(known: set[str], keys: list[str]) -> None:
     allowed = known | {f"no_{name}" for name in known}
     for key in keys:
         if key not in allowed:
-            close = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else " See --help for all keys."
+            hint = did_you_mean(key, sorted(known)) or " See --help for all keys."
             raise ValueError(f"Unknown key in the recipe: {key!r}.{hint}")
 
 

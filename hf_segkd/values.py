@@ -1,8 +1,10 @@
-"""Whether a value of a recipe is one that an annotation allows."""
+"""Whether a value of a recipe is one that an annotation allows, and what a misspelled name was meant to be."""
 
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin
 
 NAMES = {float: "a finite number", int: "a whole number", str: "a word", bool: "true or false"}
@@ -47,3 +49,15 @@ def _describe(hint: Any) -> str:
     if kind is Literal:
         return "one of " + ", ".join(map(repr, inner))
     return NAMES.get(kind, str(kind))
+
+
+def did_you_mean(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return " Did you mean 'x'?" for the known name closest to a misspelled one, or "" when none is close.
+
+    Args:
+        name: What was given.
+        known (`Iterable[str]`): Names that exist.
+        cutoff (`float`, *optional*, defaults to `0.6`): How similar the two must be, from 0 to 1.
+    """
+    close = get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
+    return f" Did you mean {close[0]!r}?" if close else ""

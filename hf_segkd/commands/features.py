@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 import dataset_builders
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.data import EvalTransform, SegmentationDataset
+from hf_segkd.data.sampling import evenly_spread
 from hf_segkd.evaluation.embeddings import pixel_embeddings, tsne
 from hf_segkd.loading.any_model import load_with_processor
 from hf_segkd.reports.figures import plot_embeddings
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = dataset_builders.load_split(arguments.dataset, arguments.data_dir, split, **options)
         dataset = SegmentationDataset(rows, EvalTransform(spec.ignore_index), spec.num_labels)
         count = min(arguments.num_images, len(dataset))
-        dataset = Subset(dataset, [index * len(dataset) // count for index in range(count)])
+        dataset = Subset(dataset, evenly_spread(len(dataset), count))
         Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         maps = {}
         for name, (model, processor) in models.items():

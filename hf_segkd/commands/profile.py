@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import platform
 from pathlib import Path
 
 import torch
 
 from hf_segkd.console import plain_logs, readable_errors
-from hf_segkd.evaluation.profiling import VARIANTS, count_macs, measure
+from hf_segkd.evaluation.profiling import VARIANTS, count_macs, hardware_name, measure
 from hf_segkd.loading.any_model import load_with_processor
 from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.recipe import load_yaml
 from hf_segkd.reports.files import write_json
+from hf_segkd.reports.tables import markdown_table
 
 COLUMNS = (
     ("parameters", "M parameters", 1e6),
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
                 rows.append({**facts, "variant": variant, **pool.apply(run, (spec, size, variant, vars(arguments)))})
                 print(describe(rows[-1]), flush=True)
     conditions = (
-        f"{arguments.batch_size} x 3 x {size[0]} x {size[1]}, {arguments.device}, {processor(arguments.device)}, "
+        f"{arguments.batch_size} x 3 x {size[0]} x {size[1]}, {arguments.device}, {hardware_name(arguments.device)}, "
         f"{arguments.threads} threads, torch {torch.__version__}, {arguments.repeats} passes"
     )
     text = f"{markdown(rows)}\n{conditions}\n"
@@ -78,25 +78,14 @@ def describe(row: dict) -> str:
 
 def markdown(rows: list[dict]) -> str:
     """Table with, behind each number, its ratio to the first row's."""
-    lines = ["| model | variant | " + " | ".join(title for _, title, _ in COLUMNS) + " |"]
-    lines.append("|---" * (len(COLUMNS) + 2) + "|")
+    table = []
     for row in rows:
         cells = []
         for key, _, unit in COLUMNS:
             ratio = "" if row is rows[0] or not rows[0][key] else f" ({row[key] / rows[0][key]:.2f}x)"
             cells.append(f"{row[key] / unit:.2f}{ratio}")
-        lines.append(f"| {row['model']} | {row['variant']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def processor(device: str) -> str:
-    """Name of the hardware."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        table.append([row["model"], row["variant"], *cells])
+    return markdown_table(["model", "variant", *(title for _, title, _ in COLUMNS)], table)
 
 
 def parser() -> argparse.ArgumentParser:

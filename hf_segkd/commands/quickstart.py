@@ -18,6 +18,7 @@ from pathlib import Path
 from hf_segkd.commands import distill
 from hf_segkd.reports.files import write_json
 from hf_segkd.reports.run_folder import write_curves
+from hf_segkd.reports.tables import markdown_table
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 DATA = str(RECIPES / "datasets" / "synthetic.yaml")
@@ -65,12 +66,11 @@ def one_seed(seed: int, folder: Path, overwrite: bool) -> dict:
 def markdown(results: list[dict]) -> str:
     """One row per seed, mIoU in percent, and the mean paired gain with its standard error when there are several."""
     names = [name for name in results[0] if name != "seed"]
-    lines = ["| seed | " + " | ".join(names) + " | gain |", "|---" * (len(names) + 2) + "|"]
+    rows = []
     gains = [100 * (row["distilled student"] - row["student alone"]) for row in results]
     for row, gain in zip(results, gains, strict=True):
-        cells = " | ".join(f"{100 * row[name]:.2f}" for name in names)
-        lines.append(f"| {row['seed']} | {cells} | {gain:+.2f} |")
-    text = "\n".join(lines) + "\n"
+        rows.append([str(row["seed"]), *(f"{100 * row[name]:.2f}" for name in names), f"{gain:+.2f}"])
+    text = markdown_table(["seed", *names, "gain"], rows) + "\n"
     if len(gains) > 1:
         error = statistics.stdev(gains) / len(gains) ** 0.5
         text += f"\nMean paired gain {statistics.mean(gains):+.2f} points, standard error {error:.2f}.\n"

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hf_segkd.data.sampling import evenly_spread
 from hf_segkd.evaluation.confusion import confusion_matrix, scores
 from hf_segkd.evaluation.inference import upsampled_argmax
+from hf_segkd.reports.tables import markdown_table
 
 try:
     import onnxruntime
@@ -108,8 +110,7 @@ def channels_last(pixel_values: Tensor) -> np.ndarray:
 
 def images_of(dataset: Dataset, count: int) -> list[np.ndarray]:
     """At most `count` images (H, W, 3) of a dataset, evenly spread."""
-    step = max(1, len(dataset) // count)
-    return [channels_last(dataset[index]["pixel_values"]) for index in range(0, len(dataset), step)[:count]]
+    return [channels_last(dataset[index]["pixel_values"]) for index in evenly_spread(len(dataset), count)]
 
 
 def latency(segmenters: dict[str, Segmenter], image: np.ndarray, repeats: int = 20) -> dict[str, float]:
@@ -174,11 +175,11 @@ def to_markdown(rows: Sequence[dict[str, Any]], paths: dict[str, Path]) -> str:
     """Markdown of what [`measurements`] returned; `paths` gives the size of each file."""
     scored = "mean_iou" in rows[0]
     header = ["", "MiB", "p50 ms", "pixels as in PyTorch, %"] + ["mIoU, %", "difference"] * scored
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    table = []
     for row in rows:
         size = f"{paths[row['name']].stat().st_size / 2**20:.2f}" if row["name"] in paths else ""
         cells = [row["name"], size, f"{row['p50_ms']:.1f}", f"{100 * row['equal_pixels']:.3f}"]
         if scored:
             cells += [f"{100 * row['mean_iou']:.2f}", f"{100 * (row['mean_iou'] - rows[0]['mean_iou']):+.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        table.append(cells)
+    return markdown_table(header, table)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import platform
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -73,7 +75,7 @@ def measure(
         model, images = model.to(torch.bfloat16), images.to(torch.bfloat16)
     if variant == "compiled":
         model = torch.compile(model)
-    before = _peak_memory(device)
+    before = peak_memory_mib(device)
     folding = folded_batch_norms(model, size) if variant == "folded" else nullcontext()
     with folding, torch.inference_mode():
         for _ in range(warmup):
@@ -84,7 +86,7 @@ def measure(
         "p50_ms": 1000 * median,
         "p90_ms": 1000 * seconds[min(len(seconds) - 1, round(0.9 * (len(seconds) - 1)))],
         "images_per_second": batch_size / median,
-        "peak_mib": (_peak_memory(device) - (0 if device == "cuda" else before)) / 2**20,
+        "peak_mib": peak_memory_mib(device) - (0 if device == "cuda" else before),
     }
 
 
@@ -101,9 +103,19 @@ def _synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _peak_memory(device: str) -> int:
-    """Bytes."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def peak_memory_mib(device: str | torch.device) -> float:
+    """Largest memory so far, MiB: on a GPU what PyTorch allocated there, on a CPU the resident size of the process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def hardware_name(device: str | torch.device) -> str:
+    """Name of the GPU, or of the CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

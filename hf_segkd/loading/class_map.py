@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_segkd.models import SegmentationOutput
+from hf_segkd.values import did_you_mean
 
 
 class ClassMap(nn.Module):
@@ -119,8 +119,8 @@ def _apply_class_map(teacher: nn.Module, inputs: tuple, output: SegmentationOutp
 
 def _known(name: str, names: Sequence[str], whose: str) -> str:
     if normal(name) not in map(normal, names):
-        closest = get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise ValueError(f"teacher_classes: the {whose} has no class '{name}'. Did you mean '{closest}'?")
+        hint = did_you_mean(name, names, cutoff=0.0)
+        raise ValueError(f"teacher_classes: the {whose} has no class '{name}'.{hint}")
     return normal(name)
 
 

@@ -1,7 +1,6 @@
 """Load a segmentation model or make a new one; load or make its image processor."""
 
 from dataclasses import fields as dataclass_fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from hf_segkd.loading.native import expose_features
 from hf_segkd.loading.universal import UNIVERSAL_MODELS
 from hf_segkd.models import MODELS, default_processor, resolve_backbone
 from hf_segkd.models.outputs import OWN_PREFIX
+from hf_segkd.values import did_you_mean
 
 
 def load_segmenter(
@@ -138,9 +138,8 @@ def _check_fields(config_class: type[PreTrainedConfig], options: dict[str, Any])
         known |= {"out_features", "out_indices"}
     unknown = sorted(set(options) - known)
     if unknown:
-        closest = get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"{config_class.__name__} has no field {_list(unknown)}. Did you mean '{closest}'? "
+            f"{config_class.__name__} has no field {_list(unknown)}.{did_you_mean(unknown[0], known, cutoff=0.0)} "
             f"Its fields are the arguments of {config_class.__name__}."
         )
 
@@ -153,8 +152,8 @@ def _resolve_model_type(name: str | None) -> str:
     names += sorted(set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) - set(names))
     if name is None:
         raise ValueError(f"A new model needs a model_type, one of {', '.join(names)}.")
-    closest = get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
-    raise ValueError(f"Unknown model_type '{name}'. Did you mean '{closest}'? Known: {', '.join(names)}.")
+    hint = did_you_mean(name, names, cutoff=0.0)
+    raise ValueError(f"Unknown model_type '{name}'.{hint} Known: {', '.join(names)}.")
 
 
 def _list(keys: Any, limit: int = 8) -> str:

@@ -1,6 +1,5 @@
 """All losses by name. A new method is one file, one import and one entry here."""
 
-import difflib
 import inspect
 from typing import get_type_hints
 
@@ -24,7 +23,7 @@ from hf_segkd.losses.mgd import MGDLoss
 from hf_segkd.losses.schedule import WeightSchedule, read_schedule
 from hf_segkd.losses.skd import PairwiseLoss
 from hf_segkd.losses.task import TaskLoss
-from hf_segkd.values import check_value
+from hf_segkd.values import check_value, did_you_mean
 
 LOSSES: dict[str, type[DistillationLoss]] = {
     "task": TaskLoss,
@@ -100,13 +99,15 @@ def check_losses(specs: dict[str, dict]) -> None:
             raise ValueError(f"losses.{name}: a loss name may hold letters, digits and underscores only.")
         method = options.get("type", name)
         if not isinstance(method, str) or method not in LOSSES:
-            raise ValueError(f"Unknown loss {method!r}.{_hint(method, LOSSES)} Known losses: {', '.join(LOSSES)}.")
+            raise ValueError(
+                f"Unknown loss {method!r}.{did_you_mean(method, LOSSES)} Known losses: {', '.join(LOSSES)}."
+            )
         known = [*list(inspect.signature(LOSSES[method]).parameters)[1:], *COMMON_OPTIONS]
         hints = get_type_hints(LOSSES[method].__init__)
         for option, value in options.items():
             if option not in known:
                 raise ValueError(
-                    f"Unknown option losses.{name}.{option}.{_hint(option, known)} "
+                    f"Unknown option losses.{name}.{option}.{did_you_mean(option, known)} "
                     f"Options of {method}: {', '.join(known)}."
                 )
             if option not in COMMON_OPTIONS:
@@ -149,8 +150,3 @@ def _check_weight(name: str, weight: Weight) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
             where = f"losses.{name}.weight" + (f".{term}" if term else "")
             raise ValueError(f"{where} must be a finite number, got {value!r}.")
-
-
-def _hint(name: str, known) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""

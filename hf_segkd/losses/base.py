@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.models.outputs import SegmentationOutput
+from hf_segkd.values import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ def same_size(x: Tensor, reference: Tensor) -> Tensor:
 
 def _channels(shapes: dict[str, torch.Size], layer: str, whose: str) -> int:
     if layer not in shapes:
-        close = difflib.get_close_matches(layer, shapes, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(layer, shapes)
         raise ValueError(
             f"The {whose} has no output {layer!r}.{hint} It has {', '.join(sorted(shapes)) or 'none: none was given'}."
         )

@@ -1,5 +1,6 @@
 """What a model's config accepts as its backbone: a short name, or any backbone of transformers."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -34,9 +35,9 @@ def resolve_backbone(spec: str | dict[str, Any] | PreTrainedConfig) -> PreTraine
         return spec
     if isinstance(spec, str):
         if spec not in BACKBONES:
-            closest = get_close_matches(spec, BACKBONES, n=1, cutoff=0.0)[0]
             raise ValueError(
-                f"Unknown backbone '{spec}'. Did you mean '{closest}'? Known: {', '.join(BACKBONES)}; "
+                f"Unknown backbone '{spec}'. Did you mean '{_closest(spec, BACKBONES)}'? "
+                f"Known: {', '.join(BACKBONES)}; "
                 "any other AutoBackbone goes by its config: {model_type: swin, ...}."
             )
         spec = BACKBONES[spec]
@@ -52,8 +53,12 @@ def _config_class(model_type: str | None) -> type[PreTrainedConfig]:
     if model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_BACKBONE_MAPPING:
         return CONFIG_MAPPING[model_type]
     known = sorted(config.model_type for config in MODEL_FOR_BACKBONE_MAPPING)
-    closest = get_close_matches(str(model_type), known, n=1, cutoff=0.0)[0]
     raise ValueError(
-        f"A backbone's model_type must be one that AutoBackbone knows, got '{model_type}'. Did you mean '{closest}'? "
-        f"Known: {', '.join(known)}; or a short name: {', '.join(BACKBONES)}."
+        f"A backbone's model_type must be one that AutoBackbone knows, got '{model_type}'. Did you mean "
+        f"'{_closest(model_type, known)}'? Known: {', '.join(known)}; or a short name: {', '.join(BACKBONES)}."
     )
+
+
+def _closest(name: str | None, known: Iterable[str]) -> str:
+    # This file travels with released models: it cannot import the library's own did_you_mean.
+    return get_close_matches(str(name), list(known), n=1, cutoff=0.0)[0]

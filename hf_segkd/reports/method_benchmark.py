@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_segkd.evaluation.comparison import paired_gain
 from hf_segkd.reports.figures import new_figure
+from hf_segkd.reports.tables import markdown_table
 
 RESULTS, COUNTS = "results.json", "counts.safetensors"
 SHARED = ("dataset", "split", "images", "protocol", "steps", "hardware")
@@ -113,7 +114,7 @@ def _result(method: str, runs: dict[int, dict], base: dict[int, dict], counts: d
 def results_table(results: list[MethodResult]) -> str:
     """Markdown: mIoU and gain in points, then what a step costs; below it on what and how it was measured."""
     head = ("method", "mIoU %", "seeds", "gain [95 % interval]", "s/step", "ratio", "peak MiB", "extra parameters")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for result in results:
         cells = (
             result.method,
@@ -125,14 +126,14 @@ def results_table(results: list[MethodResult]) -> str:
             f"{result.peak_memory_mib:.0f}",
             f"{result.loss_parameters:,}",
         )
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     facts = results[0].facts
     note = (
         f"{facts['dataset']}, {facts['split']} split: {facts['images']} images, {facts['protocol']}; "
         f"{facts['steps']} steps a run. Mean ± standard deviation over the seeds; gain over {results[0].method} with "
         f"the same seeds, resampled over seeds and images. {facts['hardware']}."
     )
-    return "\n".join([*lines, "", note, ""])
+    return "\n".join([markdown_table(head, rows), "", note, ""])
 
 
 def plot_gains(results: list[MethodResult], path: str | Path) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
-import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_segkd import __version__
 from hf_segkd.data import DatasetSpec
-from hf_segkd.evaluation.profiling import count_macs
+from hf_segkd.evaluation.profiling import count_macs, hardware_name, peak_memory_mib
 from hf_segkd.evaluation.scoring import WHOLE, evaluate_model
 from hf_segkd.training.trainer import DistillationTrainer
 
@@ -59,11 +57,7 @@ def training_cost(log_history: list[dict], runtime: float, first_step: int, last
     includes Python and the libraries.
     """
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in log_history if entry["step"] > first_step)
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    peak = peak_memory_mib("cuda" if torch.cuda.is_available() else "cpu")
     seconds = (runtime - evaluating) / max(last_step - first_step, 1)
     return {"seconds_per_step": round(seconds, 4), "peak_memory_mib": round(peak)}
 
@@ -82,6 +76,9 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
         `processes`; `commit` of the code, `None` where it is not known.
     """
     size = tuple(size)
+    hardware = hardware_name(trainer.args.device)
+    if trainer.args.device.type == "cpu":
+        hardware += f", {torch.get_num_threads()} threads"
     losses = trainer.accelerator.unwrap_model(trainer.model).losses
     models = {"student": model_costs(trainer.student, size)}
     if trainer.teacher is not None:
@@ -97,7 +94,7 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
         "models": models,
         "loss_parameters": sum(x.numel() for x in losses.parameters()),
         "macs_size": list(size),
-        "hardware": hardware(trainer.args.device),
+        "hardware": hardware,
         "processes": trainer.args.world_size,
         "commit": source_commit(),
     }
@@ -129,16 +126,6 @@ def _teacher_scores(trainer: DistillationTrainer, spec: DatasetSpec) -> dict:
         return {}
     report = metrics_report(evaluation.scores(), spec.labels)
     return {key: report[key] for key in ("mean_iou", "overall_accuracy", "per_class_iou")}
-
-
-def hardware(device: torch.device) -> str:
-    """Name of the GPU, or of the CPU and the number of threads used."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def source_commit() -> str | None:

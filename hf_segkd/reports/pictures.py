@@ -8,6 +8,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedModel
 
 from hf_segkd.data import DatasetSpec
+from hf_segkd.data.sampling import evenly_spread
 from hf_segkd.evaluation.scoring import predictions
 
 Palette = Sequence[tuple[int, int, int]]
@@ -129,8 +130,7 @@ def prediction_figure(
         indices (`Sequence[int]`, *optional*): Which images; four, evenly spread over the dataset, by default.
     """
     if indices is None:
-        count = min(4, len(dataset))
-        indices = [round(i * (len(dataset) - 1) / max(count - 1, 1)) for i in range(count)]
+        indices = evenly_spread(len(dataset), 4)
     chosen = Subset(dataset, indices)
     rows: list[dict[str, Image.Image]] = [{} for _ in chosen]
     for title, (model, processor) in models.items():

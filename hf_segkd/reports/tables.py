@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hf_segkd.evaluation.comparison import Difference
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table: a header line, a rule and one line per row, without a newline at the end."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def table(report: dict) -> str:
@@ -27,11 +33,12 @@ def table(report: dict) -> str:
 def summary_table(reports: dict[str, dict]) -> str:
     """Means of several models, one line each, as Markdown; below it on what and how they were scored."""
     keys = ("mean_iou", "mean_accuracy", "overall_accuracy", "boundary_iou")
-    lines = ["| model | mIoU % | mean accuracy % | pixel accuracy % | boundary IoU % |", "|---|---|---|---|---|"]
-    for name, report in reports.items():
-        lines.append(f"| {name} | " + " | ".join(_percent(report[key]).strip() for key in keys) + " |")
+    head = ("model", "mIoU %", "mean accuracy %", "pixel accuracy %", "boundary IoU %")
+    rows = [[name, *(_percent(report[key]).strip() for key in keys)] for name, report in reports.items()]
     report = next(iter(reports.values()))
-    return "\n".join([*lines, "", f"{report['images']} images, {report['split']}, {report['protocol']}.", ""])
+    return "\n".join(
+        [markdown_table(head, rows), "", f"{report['images']} images, {report['split']}, {report['protocol']}.", ""]
+    )
 
 
 def comparison_table(difference: Difference, labels: Sequence[str], first: str, second: str) -> str:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Subset
 from transformers import TrainerCallback
 
+from hf_segkd.data.sampling import evenly_spread
 from hf_segkd.distributed import rank
 from hf_segkd.evaluation.confusion import confusion_matrix, scores
 from hf_segkd.evaluation.scoring import predictions
@@ -126,7 +127,7 @@ class CheckTeacher(TrainerCallback):
     def _score(self) -> float:
         trainer, dataset = self.trainer, self.trainer.eval_dataset
         self.images = min(self.images, len(dataset))
-        chosen = Subset(dataset, [i * len(dataset) // self.images for i in range(self.images)])
+        chosen = Subset(dataset, evenly_spread(len(dataset), self.images))
         matrix = 0
         try:
             scored = predictions(trainer.teacher, trainer.teacher_processing_class, chosen, device=trainer.args.device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,14 +64,6 @@ def _seconds(begin, end) -> float:
         return end - begin
     end.synchronize()
     return begin.elapsed_time(end) / 1000
-
-
-def peak_memory(device: torch.device) -> float:
-    """Largest memory so far in MiB: on a GPU what PyTorch allocated there, on a CPU the size of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 class TimeStudent(TrainerCallback):

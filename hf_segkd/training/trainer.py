@@ -16,6 +16,7 @@ from hf_segkd.data.transforms import collate
 from hf_segkd.distributed import average
 from hf_segkd.evaluation.confusion import confusion_matrices, scores
 from hf_segkd.evaluation.inference import upsampled_argmax
+from hf_segkd.evaluation.profiling import peak_memory_mib
 from hf_segkd.hub import released_processor
 from hf_segkd.loading.class_map import class_names, map_classes
 from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
@@ -29,7 +30,7 @@ from hf_segkd.training.distiller import Distiller, build_distiller
 from hf_segkd.training.faults import FiniteWatch, explained
 from hf_segkd.training.hub_uploads import UploadsToHub
 from hf_segkd.training.optim import chain, loss_optimizers
-from hf_segkd.training.timing import StepClock, TimeStudent, peak_memory
+from hf_segkd.training.timing import StepClock, TimeStudent
 
 LOSSES_FILE = "losses.safetensors"
 # With `ema_decay`: the weights that are trained, beside model.safetensors, which holds their average.
@@ -177,7 +178,7 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
             for term, value in self._terms.items():
                 logs[f"loss_{term}"] = self.accelerator.reduce(value / self._term_count, reduction="mean").item()
             self._terms, self._term_count = {}, 0
-            logs |= self.clock.report() | {"peak_memory_mib": peak_memory(self.args.device)}
+            logs |= self.clock.report() | {"peak_memory_mib": peak_memory_mib(self.args.device)}
         super().log(logs, start_time)
 
     def _get_grad_norm(self, model, grad_norm=None):
