@@ -16,7 +16,7 @@ from typing import Any
 from hf_segkd.recipe import load_yaml
 
 DOCS = Path(__file__).resolve().parent
-RECIPES = DOCS.parent / "scripts" / "recipes"
+RECIPES = DOCS.parent / "hf_segkd" / "recipes"
 PAGE = DOCS / "recipes.md"
 MARK = "<!-- From here on written by docs/make_recipes.py -->\n"
 

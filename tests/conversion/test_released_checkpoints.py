@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from helpers.commands import evaluate, script
+from helpers.commands import script
 from helpers.paths import SHARED
+from hf_segkd.commands import evaluate
 
 CHECKPOINTS = SHARED / "checkpoints"
 REFERENCE = CHECKPOINTS / "espnet_camvid_miou.json"

@@ -17,7 +17,8 @@ from hf_segkd.evaluation.confusion import scores
 from hf_segkd.evaluation.scoring import evaluate_model
 from hf_segkd.evaluation.segmenter import TorchSegmenter
 from hf_segkd.loading.pretrained import load_processor, load_segmenter
-from hf_segkd.models import MODELS, OWN_PREFIX, default_processor
+from hf_segkd.models import MODELS, default_processor
+from hf_segkd.models.outputs import OWN_PREFIX
 
 pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")

@@ -139,7 +139,7 @@ if state.num_processes > 1:
 def test_two_processes_count_seven_images_once_each(tmp_path):
     """A padded sampler would count the first image twice, as all four original repositories do."""
     (tmp_path / "run.py").write_text(TWO_PROCESSES)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     arguments = [str(tmp_path / "run.py"), str(tmp_path), str(ROOT / "tests")]
     subprocess.run([sys.executable, *arguments], check=True, env=environment)
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]

@@ -166,7 +166,7 @@ def test_student_that_equals_its_teacher_reaches_the_floor(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_has_a_test_of_its_own_and_says_where_it_comes_from(name):
     """The tests of this file know no right value: a method without a golden or hand check would pass them all."""
-    loss, files = LOSSES[name], [*(ROOT / "tests").glob("test_*.py"), *(ROOT / "tests").glob("golden_*.py")]
+    loss, files = LOSSES[name], [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests").rglob("golden_*.py")]
     text = "".join(path.read_text() for path in files if path.name not in COMMON_TESTS)
     assert re.search(rf"\b{loss.__name__}\(|[(\[]\"{name}\"", text)
     sections = ["Args:", "Returns:"] + ["Reference:"] * loss.needs_teacher

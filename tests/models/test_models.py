@@ -194,7 +194,7 @@ def test_absent_model_says_what_was_looked_for(tmp_path):
     with pytest.raises(ValueError, match=message):
         load_processor(str(tmp_path / "no" / "such" / "folder"))
     (tmp_path / "model.pth").touch()
-    with pytest.raises(ValueError, match="is a file, a model is a folder. Convert .*convert_checkpoint.py"):
+    with pytest.raises(ValueError, match="is a file, a model is a folder. Convert .*convert.py"):
         load_segmenter(str(tmp_path / "model.pth"))
 
 

@@ -1,5 +1,6 @@
 """Two processes: equal weights and queues on both, and the training of one process with the whole batch."""
 
+import os
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from helpers.loss_cases import build, labels_for, pair
-from helpers.paths import TESTS
+from helpers.paths import ROOT, TESTS
 from helpers.two_processes import CASES, train
 from hf_segkd.losses import LOSSES
 
@@ -34,7 +35,8 @@ def processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *launcher, str(TESTS / "helpers" / "two_processes.py"), str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{TESTS}"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 

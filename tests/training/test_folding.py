@@ -1,11 +1,11 @@
 """The teacher's fast forms: folded batch norms, half precision, compiled."""
 
 import pytest
-import teachers
 import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from helpers import teachers
 from helpers.tiny import LABELS
 from helpers.trainers import trainer_for
 from hf_segkd.evaluation.profiling import measure

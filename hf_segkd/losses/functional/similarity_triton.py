@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hf_segkd.losses import similarity
+from hf_segkd.losses.functional import similarity
 
 # Compute capabilities with 227 KiB of shared memory per block: H100, H200, B200.
 LARGE_SHARED_MEMORY = (9, 10)

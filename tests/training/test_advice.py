@@ -128,7 +128,7 @@ def test_progress_bar_shows_loss_and_miou(tmp_path, tiny_student):
 
 def warnings_of(caplog, trainer) -> list[str]:
     trainer.train()
-    records = [record for record in caplog.records if record.name == "hf_segkd.training.watching"]
+    records = [record for record in caplog.records if record.name == "hf_segkd.training.advice"]
     return [record.getMessage() for record in records if record.levelno >= logging.WARNING]
 
 

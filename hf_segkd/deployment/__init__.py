@@ -1,0 +1,1 @@
+"""Students on the way to devices and people: ONNX, label files, a page in the browser."""

@@ -1,0 +1,1 @@
+"""Any model a user can name, returning `SegmentationOutput`."""

@@ -1,0 +1,1 @@
+"""Training with teachers: config, distiller, trainer, and what surrounds them."""
