@@ -10,8 +10,10 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=_CACHE.name)
 import pytest
 import torch
 
+from helpers.commands import recipe
 from helpers.paths import SHARED
 from helpers.tiny import LABELS, TINY
+from hf_segkd.commands import distill
 from hf_segkd.loading.pretrained import load_segmenter
 
 
@@ -38,3 +40,12 @@ def tiny_student():
 def tiny_teacher():
     torch.manual_seed(1)
     return load_segmenter({**TINY, "hidden_sizes": [4, 10, 15], "use_decoder": True}, id2label=LABELS)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Folder of a finished run, whose student is the teacher of other runs."""
+    folder = tmp_path_factory.mktemp("teacher")
+    student = {**TINY, "hidden_sizes": [4, 10, 15], "use_decoder": True}
+    distill.main([recipe(folder, student=student), "--output_dir", str(folder / "run")])
+    return str(folder / "run")

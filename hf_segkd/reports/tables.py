@@ -10,8 +10,8 @@ from hf_segkd.evaluation.comparison import Difference
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table: a header line, a rule and one line per row, without a newline at the end."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    header, *body = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return "\n".join([header, "|---" * len(head) + "|", *body])
 
 
 def table(report: dict) -> str:

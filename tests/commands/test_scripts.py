@@ -15,17 +15,8 @@ from safetensors.torch import load_file
 
 from helpers.commands import RECIPE, recipe, refusal
 from helpers.paths import ROOT
-from helpers.tiny import TINY
 from hf_segkd.commands import distill, evaluate
 from hf_segkd.loading.pretrained import load_processor, load_segmenter
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    student = {**TINY, "hidden_sizes": [4, 10, 15], "use_decoder": True}
-    distill.main([recipe(folder, student=student), "--output_dir", str(folder / "run")])
-    return str(folder / "run")
 
 
 @pytest.fixture(scope="module")

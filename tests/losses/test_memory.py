@@ -9,8 +9,7 @@ import torch
 
 from helpers.paths import ROOT
 from hf_segkd.losses import LOSSES, LossSetup, build_losses, skd
-from hf_segkd.losses.at import attention
-from hf_segkd.losses.functional import cross_entropy, similarity
+from hf_segkd.losses.functional import attention, cross_entropy, similarity
 from hf_segkd.losses.functional.similarity import unit_vectors
 from hf_segkd.models import SegmentationOutput
 

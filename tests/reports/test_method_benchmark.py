@@ -91,7 +91,7 @@ def test_a_changed_setting_is_named_and_a_pinned_teacher_is_none():
 
 
 @pytest.fixture(scope="module")
-def queue_of_runs(tmp_path_factory, teacher):  # noqa: F811
+def queue_of_runs(tmp_path_factory, teacher):
     """Baseline and KD with one seed on synthetic scenes, through the script."""
     folder = tmp_path_factory.mktemp("benchmark")
     data = recipe(folder, max_steps=2, eval_steps=1, save_steps=1, losses={})
