@@ -1,5 +1,6 @@
 """Original checkpoints (`.pth`) to models of ours. A family is tables of names in a file, and a line here."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
-from hf_segkd.conversion import cirkd, espnet, segformer, skd
+from hf_segkd.conversion import cirkd, espnet, espnetv2, segformer, skd
 from hf_segkd.conversion.family import Family, Part, StateDict
 from hf_segkd.models import SegmentationImageProcessor, upsamples_with_align_corners
 
 __all__ = ["FAMILIES", "Family", "Part", "convert", "converted_processor", "load_original", "recognise"]
 
-FAMILIES: tuple[Family, ...] = (espnet.FAMILY, segformer.FAMILY, *cirkd.FAMILIES, skd.FAMILY)
+FAMILIES: tuple[Family, ...] = (espnet.FAMILY, espnetv2.FAMILY, segformer.FAMILY, *cirkd.FAMILIES, skd.FAMILY)
 WRAPPERS = ("state_dict", "model", "net")
-# The ImageNet classifier that some trainers leave beside the network.
-CLASSIFIER = "fc."
 
 
 def load_original(path: str | Path) -> StateDict:
@@ -91,7 +90,8 @@ def convert(state_dict: StateDict, id2label: dict[int, str] | None = None) -> Pr
     Args:
         state_dict (`dict[str, torch.Tensor]`): Original names, as [`load_original`] gives them. Of any float type; an
             ImageNet classifier (`fc.`) is left out.
-        id2label (`dict[int, str]`, *optional*): Names of the classes, as many as the checkpoint has.
+        id2label (`dict[int, str]`, *optional*): Names of the classes, as many as the checkpoint has. A checkpoint that
+            is known to have these and others beside them (ESPNetv2's background of Cityscapes) keeps all of its own.
 
     Returns:
         `PreTrainedModel`: In evaluation mode, every weight from the checkpoint.
@@ -104,7 +104,7 @@ def convert(state_dict: StateDict, id2label: dict[int, str] | None = None) -> Pr
     broken = [key for key, value in state_dict.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(f"The checkpoint has NaN or infinite values in {_list(broken)}: its training had diverged.")
-    state_dict = {key: value for key, value in state_dict.items() if not key.startswith(CLASSIFIER)}
+    state_dict = {key: value for key, value in state_dict.items() if not re.search(family.dropped, key)}
     # In half precision the operations would round: |weight| + 1e-5 would be |weight|.
     state_dict = {key: x.float() if x.is_floating_point() else x for key, x in state_dict.items()}
     model = AutoModelForSemanticSegmentation.from_config(_config(family, state_dict, id2label))
@@ -138,7 +138,7 @@ def _config(family: Family, state_dict: StateDict, id2label: dict[int, str] | No
         raise ValueError(
             f"The checkpoint looks like {family.name} but lacks {error.args[0]}. Is the file complete?"
         ) from error
-    if id2label is None:
+    if id2label is None or set(id2label.values()) < set(config.id2label.values()):
         return config
     if len(id2label) != config.num_labels:
         raise ValueError(

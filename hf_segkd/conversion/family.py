@@ -34,6 +34,8 @@ class Family:
         operations (`tuple[Callable, ...]`): Functions from renamed state dict to state dict, where names are not all
             that differs.
         processor (`dict[str, Any]`): Arguments of the image processor, `align_corners` excepted.
+        dropped (`str`, *optional*): Regular expression for the original keys that the network never uses; by default
+            the ImageNet classifier that some trainers leave beside it.
         checked (`str`): What the conversion was compared with, shown to the user.
     """
 
@@ -43,6 +45,7 @@ class Family:
     config: Callable[[StateDict], PreTrainedConfig]
     operations: tuple[Callable[[StateDict], StateDict], ...] = ()
     processor: dict[str, Any] = field(default_factory=dict)
+    dropped: str = r"^fc\."
     checked: str = ""
 
     def matches(self, state_dict: StateDict) -> bool:

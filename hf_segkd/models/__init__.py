@@ -14,6 +14,7 @@ from .backbones import BACKBONES, resolve_backbone
 from .deeplabv3 import DeepLabV3Config, DeepLabV3ForSemanticSegmentation
 from .dilated_resnet import DilatedResNetBackbone, DilatedResNetConfig
 from .espnet import ESPNetConfig, ESPNetForSemanticSegmentation
+from .espnetv2 import ESPNetv2Config, ESPNetv2ForSemanticSegmentation
 from .image_processing import SegmentationImageProcessor
 from .mobilenetv2 import MobileNetV2Backbone, MobileNetV2Config
 from .mobilenetv3 import MobileNetV3Backbone, MobileNetV3Config
@@ -33,6 +34,8 @@ __all__ = [
     "DilatedResNetConfig",
     "ESPNetConfig",
     "ESPNetForSemanticSegmentation",
+    "ESPNetv2Config",
+    "ESPNetv2ForSemanticSegmentation",
     "InputNormalization",
     "MobileNetV2Backbone",
     "MobileNetV2Config",
@@ -54,6 +57,7 @@ __all__ = [
 
 MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     ESPNetConfig: ESPNetForSemanticSegmentation,
+    ESPNetv2Config: ESPNetv2ForSemanticSegmentation,
     DeepLabV3Config: DeepLabV3ForSemanticSegmentation,
     PSPNetConfig: PSPNetForSemanticSegmentation,
     UperNetConfig: UperNetForSemanticSegmentation,
