@@ -1,4 +1,4 @@
-"""Write docs/models.md: every network of the four originals, with parameters and operations as measured here.
+"""Write docs/models.md: the networks of the originals, with parameters and operations as measured here.
 
 python docs/make_models.py
 """
@@ -31,16 +31,19 @@ SOURCES = """
 Cityscapes validation set unless it says otherwise, whole image, single scale. "T" is a teacher; "a -> b" is a student
 trained alone and with the authors' method. Sources: CIRKD (Yang et al., CVPR 2022) and its repository's README;
 CIRKDv2, the same README; SKD (Liu et al., CVPR 2019); CWD (Shu et al., ICCV 2021, table 2); ESPNet from the names of
-the released files, CamVid test set, with 2000 further unlabelled images.
+the released files, CamVid test set, with 2000 further unlabeled images; ESPNetv2 from the README of EdgeNets'
+`model_zoo`, Cityscapes at 1024x512 and Pascal VOC 2012 at 384x384, trained with COCO for the latter. Its Cityscapes
+files have a 20th class, background; 112, 224, 352 and 480 parameters that the original holds and never runs are not
+counted here.
 
 Any other `AutoBackbone` of transformers goes under DeepLabV3, PSPNet and UperNet, as in
 `backbone: {model_type: swin, embed_dim: 96}`. Any `AutoModelForSemanticSegmentation` or universal model (Mask2Former,
 MaskFormer, OneFormer, EoMT) can be the teacher. `features` is what the classifier reads: after dropout in our models,
-before it in SegFormer.
+before it in SegFormer; the encoder's last map in ESPNet and ESPNetv2.
 
 ## Original checkpoints
 
-`python scripts/convert.py FILE.pth FOLDER --dataset NAME` recognises these families by their keys:
+`python scripts/convert.py FILE.pth FOLDER --dataset NAME` recognizes these families by their keys:
 
 """
 
@@ -111,6 +114,10 @@ ROWS = (
     Row("SegFormer-B4", {"model_type": "segformer", **B4}, 19, "T 81.23 (CIRKD)"),
     Row("ESPNet", {"model_type": "espnet"}, 19, "57.8 -> 65.1 CamVid, 11 classes"),
     Row("ESPNet-C", {"model_type": "espnet", "use_decoder": False}, 19, "56.7 -> 64.1 CamVid, 11 classes"),
+    Row("ESPNetv2-0.5", {"model_type": "espnetv2", "width": 0.5}, 20, "53.9, 47.18 VOC"),
+    Row("ESPNetv2-1.0", {"model_type": "espnetv2", "width": 1.0}, 20, "60.1, 60.22 VOC"),
+    Row("ESPNetv2-1.5", {"model_type": "espnetv2", "width": 1.5}, 20, "63.8, 63.67 VOC"),
+    Row("ESPNetv2-2.0", {"model_type": "espnetv2", "width": 2.0}, 20, "66.4, 67.01 VOC"),
 )
 
 

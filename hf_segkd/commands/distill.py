@@ -19,6 +19,7 @@ from dataset_builders import data_options
 from hf_segkd.console import TrainingFault, plain_logs, readable_errors
 from hf_segkd.hub import pin_revision
 from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.loading.norm_calibration import calibrate_folded_norms
 from hf_segkd.recipe import parse
 from hf_segkd.reports.metrics_report import metrics_report, run_facts, training_cost
 from hf_segkd.reports.run_folder import begin_run, finish_run
@@ -100,6 +101,7 @@ def build(script: ScriptArguments, config: DistillationConfig) -> tuple[Distilla
     check_classes(student, spec.labels, "student")
 
     data = training_data(script, spec, config.seed)
+    calibrate_folded_norms(student, processor, data.train)
     trainer = DistillationTrainer(
         student,
         teacher,

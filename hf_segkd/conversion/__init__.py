@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
@@ -22,8 +23,8 @@ def load_original(path: str | Path) -> StateDict:
     """Read the tensors of a checkpoint without running any code from it.
 
     Args:
-        path (`str` or `Path`): A file written by `torch.save`. An outer `state_dict`, `model` or `net` and the prefix
-            `module.` of wrapped models are taken off.
+        path (`str` or `Path`): A file written by `torch.save`, or a `.safetensors` file. An outer `state_dict`,
+            `model` or `net` and the prefix `module.` of wrapped models are taken off.
 
     Returns:
         `dict[str, torch.Tensor]`: Original names, on the CPU.
@@ -35,7 +36,10 @@ def load_original(path: str | Path) -> StateDict:
     if not path.is_file():
         raise ValueError(f"No checkpoint at '{path}': it is not a file. Give the path of the original .pth file.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     # On a damaged file the unpickler raises whatever the bytes lead it to: KeyError, struct.error, EOFError, ...
     except Exception as error:
         raise ValueError(_unreadable(path, error)) from error

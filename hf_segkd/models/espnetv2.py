@@ -66,10 +66,10 @@ class ESPNetv2Config(PreTrainedConfig):
 class ESPNetv2ForSemanticSegmentation(PreTrainedModel):
     """ESPNetv2 with the decoder of its authors' EdgeNets, for images of any size.
 
-    `logits` have the image's size, as the original's; there are no auxiliary ones. `features` is the encoder's last map
-    at stride 16 (128, 256, 384 or 512 channels at widths 0.5 to 2.0): the map that the classifier reads has 10 channels
-    only, too few to hold what a teacher's features say. `hidden_states` are the encoder's four maps at strides 2, 4, 8
-    and 16; the last one is `features`.
+    `logits` have the image's size, as the original's; there are no auxiliary ones. `features` is the encoder's last
+    map at stride 16 (128, 256, 384 or 512 channels at widths 0.5 to 2.0): the map that the classifier reads has 10
+    channels only, too few to hold what a teacher's features say. `hidden_states` are the encoder's four maps at
+    strides 2, 4, 8 and 16; the last one is `features`.
 
     Args:
         config (`ESPNetv2Config`): The network, with `id2label` naming the classes.

@@ -144,9 +144,7 @@ class PoolingPyramid(nn.Module):
     def __init__(self, in_channels: int, size: int, out_channels: int | None = None):
         super().__init__()
         self.reduce = ConvNormAct(in_channels, size, 1)
-        self.branches = nn.ModuleList(
-            nn.Conv2d(size, size, 3, padding=1, groups=size, bias=False) for _ in SCALES
-        )
+        self.branches = nn.ModuleList(nn.Conv2d(size, size, 3, padding=1, groups=size, bias=False) for _ in SCALES)
         self.fuse = NormAct(size * len(SCALES))
         self.merge = ConvNormAct(size * len(SCALES), size, 3, groups=size)
         self.expand = nn.Identity() if out_channels is None else ConvNormAct(size, out_channels, 1)

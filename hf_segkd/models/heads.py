@@ -12,6 +12,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import can_return_tuple
 
 from .backbones import BACKBONES, resolve_backbone
+from .mobile_backbone import MobileBackboneConfig
 from .outputs import SegmentationOutput, segmentation_loss
 
 
@@ -77,7 +78,7 @@ class SegmentationConfig(PreTrainedConfig):
 
     @property
     def is_mobile(self) -> bool:
-        return self.backbone_config.model_type.startswith("segkd_mobile")
+        return isinstance(self.backbone_config, MobileBackboneConfig)
 
     def default_hidden_size(self) -> int:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What the three mobile backbones share: the layer, the block, and the frame of a backbone."""
+"""What the mobile backbones share: the layer, the block, and the frame of a backbone."""
 
 import torch
 from torch import Tensor, nn

@@ -10,7 +10,7 @@ from helpers.paths import TESTS
 
 OWN = TESTS / "golden"
 FOLDER = Path(os.environ.get("HF_SEGKD_GOLDEN", OWN)).resolve()
-LOSSES, MODELS = FOLDER / "losses", FOLDER / "models"
+LOSSES, MODELS, ESPNETV2 = FOLDER / "losses", FOLDER / "models", FOLDER / "espnetv2"
 
 
 def loss_cases() -> list[dict]:

@@ -9,9 +9,18 @@ from transformers import AutoBackbone, AutoConfig
 
 from helpers import golden_models
 from hf_segkd.conversion.mobile import BACKBONES
-from hf_segkd.models import MobileNetV2Config, MobileNetV3Config, MobileViTConfig, mobilenetv2, mobilenetv3, mobilevit
+from hf_segkd.models import (
+    EfficientNetLiteConfig,
+    MobileNetV2Config,
+    MobileNetV3Config,
+    MobileViTConfig,
+    efficientnet_lite,
+    mobilenetv2,
+    mobilenetv3,
+    mobilevit,
+)
 
-PRESETS = mobilenetv2.PRESETS | mobilenetv3.PRESETS | mobilevit.PRESETS
+PRESETS = mobilenetv2.PRESETS | mobilenetv3.PRESETS | mobilevit.PRESETS | efficientnet_lite.PRESETS
 # Backbone column of the sizes measured on the originals.
 PARAMETERS = {
     "mobilenetv2": 1_811_712,
@@ -21,6 +30,9 @@ PARAMETERS = {
     "mobilevit_xxs": 951_024,
     "mobilevit_xs": 1_932_848,
     "mobilevit_s": 4_937_632,
+    "efficientnet_lite0": 2_958_848,
+    "efficientnet_lite1": 3_723_520,
+    "efficientnet_lite2": 4_357_952,
 }
 
 
@@ -196,7 +208,8 @@ def test_untrained_convolutions_start_from_the_originals_distribution():
 def test_every_norm_has_the_epsilon_of_the_original(backbone):
     """A LayerNorm at 1e-6 or a BatchNorm at 1e-3 moves the output by too little for the comparison above."""
     norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d | torch.nn.LayerNorm)]
-    assert norms and {norm.eps for norm in norms} == {1e-5}
+    expected = 1e-3 if backbone.config.model_type == "segkd_efficientnet_lite" else 1e-5
+    assert norms and {norm.eps for norm in norms} == {expected}
 
 
 def test_mobilevit_is_read_from_the_shapes_whatever_its_size():
@@ -222,6 +235,8 @@ def test_mobilevit_is_read_from_the_shapes_whatever_its_size():
         (MobileViTConfig, {"hidden_sizes": (16, 24)}, "hidden_sizes must be five widths"),
         (MobileViTConfig, {"transformer_sizes": (64, 80, 98)}, r"three multiples of num_attention_heads \(4\)"),
         (MobileViTConfig, {"depths": (2, 0, 3)}, "depths must be three numbers of layers"),
+        (EfficientNetLiteConfig, {"variant": "lite3"}, "variant must be one of lite0, lite1, lite2, got 'lite3'"),
+        (EfficientNetLiteConfig, {"output_stride": 4}, "output_stride must be one of"),
         (MobileNetV2Config, {"out_indices": [9]}, "out_indices must be valid indices"),
     ],
 )
