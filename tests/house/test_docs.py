@@ -35,6 +35,11 @@ ORIGINALS = {
     "CIRKD / CSKD PSPNet-ResNet101": (68_072_166, 542.8),
     "DeepLabV3-MobileNetV2": (3_233_171, 26.6),
     "PSPNet-MobileNetV2": (2_654_739, 21.4),
+    # Parameters of the published files and of the heads above; operations are this library's own count.
+    "DeepLabV3-EfficientNet-Lite0": (4_380_307, 36.0),
+    "DeepLabV3-EfficientNet-Lite1": (5_144_979, 42.3),
+    "DeepLabV3-EfficientNet-Lite2": (5_898_195, 48.4),
+    "PSPNet-EfficientNet-Lite0": (3_801_875, 30.7),
     "SKD / CWD PSPNet-ResNet18": (13_068_262, 125.8),
     "SKD / CWD PSPNet-ResNet101": (70_437_350, 574.9),
     "SegFormer-B0": (3_719_027, 17.8),

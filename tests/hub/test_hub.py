@@ -225,12 +225,13 @@ def test_saved_models_of_every_kind_load_without_the_package(tmp_path):
     Image.new("RGB", (64, 48), (90, 120, 30)).save(tmp_path / "image.png")
     segformer = {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "num_attention_heads": [1] * 4}
     specs = [{"model_type": config.model_type.removeprefix("segkd_")} for config in MODELS]
+    specs.append({"model_type": "pspnet", "backbone": "efficientnet_lite0", "hidden_size": 8})
     specs.append({"model_type": "segformer", "decoder_hidden_size": 8, **segformer})
     wanted, names = {}, []
     for spec in specs:
         model = load_segmenter(spec, id2label=LABELS).eval()
         processor = released_processor(default_processor(model.config), model.config)
-        folder = tmp_path / spec["model_type"]
+        folder = tmp_path / "-".join(filter(None, (spec["model_type"], spec.get("backbone"))))
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         with torch.no_grad():
