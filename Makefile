@@ -1,16 +1,37 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-slow quality style
+# Two processes, each with one thread: more threads make the small tensors of tests slower.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+.PHONY: demo test test-fast test-slow test-oldest test-newest quality style
 
 # The main job on embedded data: teacher, student alone and distilled student on synthetic street scenes.
 demo: .venv
 	$(BIN)/python scripts/quickstart.py --output_dir runs/demo --overwrite
 
-test: .venv
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q
+# PYTEST_OPTIONS: more options of pytest; CI asks for the coverage.
+test: quality
+	$(PYTEST) $(PYTEST_OPTIONS)
+
+# Without the tests that start processes or train several runs.
+test-fast: quality
+	$(PYTEST) -m "not slow and not integration"
+
+# The suite on the lower bounds of setup.cfg, and on the newest releases that it admits. From PyPI, torch is a CUDA
+# build of several GB.
+test-oldest test-newest: test-%: .venv-%/installed
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n 2 --dist worksteal
+
+.venv-oldest/installed: setup.cfg constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet -c constraints-oldest.txt -e '.[test,onnx]' torchvision
+	touch $@
+
+.venv-newest/installed: setup.cfg
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade -e '.[test,onnx]'
+	touch $@
 
 test-slow: .venv
 	$(BIN)/python -m pytest -q -m slow

@@ -12,13 +12,18 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 
-from httpx2 import TransportError
-from huggingface_hub import HfApi, ResolvedRevision, constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from transformers import PreTrainedConfig, SegformerImageProcessorPil, TrainingArguments
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import HubStrategy
-from transformers.utils.hub import resolve_revision
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
+
+try:  # The client that huggingface_hub speaks through, from its version 2 on, and before.
+    from httpx2 import TransportError
+except ImportError:
+    from httpx import TransportError
 
 from hf_segkd.models import SegmentationImageProcessor
 from hf_segkd.models.outputs import OWN_PREFIX
@@ -221,10 +226,16 @@ def pin_revision(spec: str, revision: str | None = None) -> str | None:
     Raises:
         ValueError: A revision of a folder.
     """
-    if Path(spec).is_dir() and revision is not None:
-        raise ValueError(f"{spec!r} is a folder, which has no revision {revision!r}. Leave the revision out.")
-    resolved = resolve_revision(spec, revision)
-    return resolved.resolved if isinstance(resolved, ResolvedRevision) else revision
+    if Path(spec).is_dir():
+        if revision is not None:
+            raise ValueError(f"{spec!r} is a folder, which has no revision {revision!r}. Leave the revision out.")
+        return None
+    try:
+        config = cached_file(spec, CONFIG_NAME, revision=revision)
+    except (OSError, ValueError, HfHubHTTPError):
+        return revision
+    # Files of the cache lie in snapshots/COMMIT.
+    return extract_commit_hash(config, revision if config is None else None)
 
 
 @contextmanager

@@ -11,10 +11,24 @@ import pytest
 import torch
 
 from helpers.commands import recipe
-from helpers.paths import SHARED
+from helpers.paths import SHARED, TESTS
 from helpers.tiny import LABELS, TINY
 from hf_segkd.commands import distill
 from hf_segkd.loading.pretrained import load_segmenter
+
+# Files whose tests start processes or train several runs: `make test-fast` leaves them out.
+INTEGRATION = (
+    *("commands/", "hub/", "conversion/test_conversion.py", "dataset_builders/test_builders.py"),
+    *("evaluation/test_evaluation.py", "deployment/", "reports/", "house/test_docs.py", "house/test_benchmarks.py"),
+    *("loading/test_loading.py", "losses/test_memory.py", "losses/test_similarity_triton.py"),
+    *("data/test_transforms.py", "training/"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(INTEGRATION):
+            item.add_marker("integration")
 
 
 @pytest.fixture(autouse=True)

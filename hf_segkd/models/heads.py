@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
-from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import can_return_tuple
 
-from .backbones import BACKBONES, resolve_backbone
+from .backbones import resolve_backbone
 from .mobile_backbone import MobileBackboneConfig
 from .outputs import SegmentationOutput, segmentation_loss
 
@@ -43,9 +42,7 @@ class SegmentationConfig(PreTrainedConfig):
     """
 
     attribute_map = {"backbone": "backbone_config"}
-    sub_configs_defaults = {
-        "backbone_config": SubConfigSpec(AutoConfig, model_type="segkd_resnet", init_kwargs=BACKBONES["resnet18"])
-    }
+    sub_configs = {"backbone_config": AutoConfig}
 
     backbone_config: str | dict | PreTrainedConfig | None = None
     hidden_size: int | None = None

@@ -80,6 +80,10 @@ class Distiller(nn.Module):
         """Trade the student's speed for memory; see `PreTrainedModel.activation_checkpointing_enable`."""
         self.student.activation_checkpointing_enable(**options)
 
+    def gradient_checkpointing_enable(self, **options) -> None:
+        """The same under the name that `Trainer` calls in older releases of transformers."""
+        self.student.gradient_checkpointing_enable(**options)
+
     def predict(self, pixel_values: Tensor) -> Tensor:
         """Logits (B, K, h, w) of the student alone, from the same uint8 images that `forward` takes."""
         return self.student(pixel_values=self.normalization(pixel_values)).logits

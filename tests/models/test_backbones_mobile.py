@@ -8,6 +8,7 @@ import torch
 from transformers import AutoBackbone, AutoConfig
 
 from helpers import golden_models
+from helpers.checkpointing import enable_checkpointing
 from hf_segkd.conversion.mobile import BACKBONES
 from hf_segkd.models import (
     EfficientNetLiteConfig,
@@ -154,7 +155,7 @@ def test_every_parameter_gets_a_finite_gradient(backbone):
 def test_gradient_checkpointing_changes_no_gradient(backbone):
     """It must save memory and nothing else, and a model that ignores it saves none."""
     expected = gradients(backbone.train(), images(40, 56))
-    backbone.activation_checkpointing_enable()
+    enable_checkpointing(backbone)
     assert sum(getattr(module, "gradient_checkpointing", False) for module in backbone.modules()) > 5
     for name, gradient in gradients(backbone, images(40, 56)).items():
         torch.testing.assert_close(gradient, expected[name], msg=name)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoBackbone, AutoConfig, ResNetConfig
 
+from helpers.checkpointing import enable_checkpointing
 from hf_segkd.models import BACKBONES, DilatedResNetBackbone, DilatedResNetConfig, resolve_backbone
 from hf_segkd.models.checkpointing import CheckpointedLayer
 from hf_segkd.models.dilated_resnet import PRESETS
@@ -91,7 +92,7 @@ def test_checkpointing_repeats_neither_statistics_nor_rounding():
     for options in (None, {"use_reentrant": False}, {"use_reentrant": True}):
         model = backbone().train()
         if options is not None:
-            model.activation_checkpointing_enable(options)
+            enable_checkpointing(model, options)
         pixel_values = torch.randn(2, 3, 33, 40, generator=torch.Generator().manual_seed(1), requires_grad=True)
         for _ in range(2):
             model(pixel_values).feature_maps[-1].square().mean().backward()
@@ -105,7 +106,7 @@ def test_checkpointing_repeats_neither_statistics_nor_rounding():
 def test_checkpointing_runs_each_block_again():
     """A switch that does nothing would pass the comparison above."""
     model = backbone().train()
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     runs = []
     for block in model.modules():
         if isinstance(block, CheckpointedLayer):

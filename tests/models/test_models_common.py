@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSemanticSegmentation
 
+from helpers.checkpointing import enable_checkpointing
 from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.models import BACKBONES, MODELS
 
@@ -82,7 +83,7 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(model):
     if not model.supports_gradient_checkpointing:
         pytest.skip("has no gradient checkpointing")
     other = copy.deepcopy(model)
-    other.activation_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(other, {"use_reentrant": False})
     plain, checkpointed = step(model), step(other)
     assert torch.equal(plain[0], checkpointed[0])
     for first, second in zip(plain[1:], checkpointed[1:], strict=True):
