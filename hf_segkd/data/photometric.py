@@ -1,11 +1,11 @@
-"""Random changes of colour, all four in one pass over the pixels."""
+"""Random changes of color, all four in one pass over the pixels."""
 
 import math
 
 import torch
 from torch import Tensor
 
-# Weights of ITU-R BT.601: grey = 0.299 R + 0.587 G + 0.114 B.
+# Weights of ITU-R BT.601: gray = 0.299 R + 0.587 G + 0.114 B.
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 _TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _FROM_YIQ = torch.linalg.inv(_TO_YIQ)
@@ -19,10 +19,10 @@ class PhotometricJitter:
 
     Args:
         brightness (`float`, *optional*, defaults to `0.0`): Largest shift, fraction of the full scale, 0 to 1.
-        contrast (`float`, *optional*, defaults to `0.0`): Factor 1 - contrast to 1 + contrast around the mean grey of
+        contrast (`float`, *optional*, defaults to `0.0`): Factor 1 - contrast to 1 + contrast around the mean gray of
             the crop, 0 to 1.
-        saturation (`float`, *optional*, defaults to `0.0`): Factor of the distance to grey, likewise, 0 to 1.
-        hue (`float`, *optional*, defaults to `0.0`): Largest turn, fraction of the colour circle, 0 to 0.5.
+        saturation (`float`, *optional*, defaults to `0.0`): Factor of the distance to gray, likewise, 0 to 1.
+        hue (`float`, *optional*, defaults to `0.0`): Largest turn, fraction of the color circle, 0 to 0.5.
 
     Raises:
         `ValueError`: If a strength is out of range.
@@ -44,15 +44,15 @@ class PhotometricJitter:
         brightness, contrast, saturation, hue = (2 * torch.rand(4, generator=generator) - 1) * self.strengths
         matrix = _saturation(1 + saturation) @ _hue(hue)
         pixels = image.flatten(1).float()
-        # Hue and saturation leave every pixel's luma alone, so the mean grey can be taken before them.
-        grey = _LUMA @ pixels.mean(dim=1)
-        offset = 255 * brightness - contrast * grey
+        # Hue and saturation leave every pixel's luma alone, so the mean gray can be taken before them.
+        gray = _LUMA @ pixels.mean(dim=1)
+        offset = 255 * brightness - contrast * gray
         changed = torch.addmm(offset.expand(3, 1), (1 + contrast) * matrix, pixels)
         return changed.round_().clamp_(0, 255).to(torch.uint8).view(image.shape)
 
 
 def _saturation(factor: Tensor) -> Tensor:
-    """Matrix that scales the distance of a colour to the grey of the same luma."""
+    """Matrix that scales the distance of a color to the gray of the same luma."""
     return factor * torch.eye(3) + (1 - factor) * _LUMA.expand(3, 3)
 
 

@@ -1,6 +1,5 @@
-"""From dataset rows to uint8 training crops; normalisation happens later, on the device, once per model."""
+"""From dataset rows to uint8 training crops; normalization happens later, on the device, once per model."""
 
-import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hf_segkd.data.photometric import PhotometricJitter
 from hf_segkd.data.reading import StoredImage, read_example
+from hf_segkd.data.resizing import INTERPOLATIONS, Box
 
 REDRAWS = 10  # of a crop with too much of one class, as in MMSegmentation; the last one is taken as it is
 
@@ -23,7 +22,7 @@ def check_labels(labels: Tensor, num_labels: int, ignore_index: int, image_id: s
     Args:
         labels (`torch.Tensor`): Annotation, any integer type and shape.
         num_labels (`int`): Number of classes K; train ids are 0 to K - 1.
-        ignore_index (`int`): Value of pixels that are not labelled.
+        ignore_index (`int`): Value of pixels that are not labeled.
         image_id (`str`): Named in the message.
 
     Raises:
@@ -41,62 +40,12 @@ def check_labels(labels: Tensor, num_labels: int, ignore_index: int, image_id: s
         )
 
 
-def _source_window(start: int, length: int, source: int, scale: Fraction) -> tuple[int, int, int]:
-    """Source interval that is enough to resize to `start .. start + length`, and where `start` lies in its result.
-
-    With scale p/q the sampling grid repeats every p output and q source pixels, so a window that begins at a multiple
-    of q is sampled at the very positions the whole image would be.
-    """
-    margin = math.ceil(max(1, 1 / scale)) + 1  # reach of the antialiased triangle filter, in source pixels
-    period = max(0, math.floor(start / scale) - margin) // scale.denominator
-    stop = min(source, math.ceil((start + length) / scale) + margin)
-    return period * scale.denominator, stop, start - period * scale.numerator
-
-
-def _nearest(start: int, length: int, scale: Fraction) -> Tensor:
-    """Source index of each output pixel: the one that contains its centre, in exact integer arithmetic."""
-    centres = 2 * torch.arange(start, start + length) + 1
-    return centres * scale.denominator // (2 * scale.numerator)
-
-
-def resized_labels(labels: Tensor, scale: Fraction, top: int, left: int, height: int, width: int) -> Tensor:
-    """Crop of the labels (H, W) resized by nearest, computed from the pixels that survive."""
-    rows, columns = _nearest(top, height, scale), _nearest(left, width, scale)
-    # numpy's take needs a quarter of the time of torch's index_select here.
-    return torch.from_numpy(labels.numpy().take(rows.numpy(), axis=0).take(columns.numpy(), axis=1))
-
-
-def resized_crop(
-    image: Tensor, labels: Tensor, scale: Fraction, top: int, left: int, height: int, width: int
-) -> tuple[Tensor, Tensor]:
-    """Crop of the resized pair, computed from the surviving source window only.
-
-    Equal to resizing everything to floor(H·scale) x floor(W·scale) pixels and cropping afterwards: to one grey level
-    for the image (the rounding of torch's uint8 kernel), exactly for the labels.
-    """
-    labels = resized_labels(labels, scale, top, left, height, width)
-    if scale == 1:
-        return image[:, top : top + height, left : left + width], labels
-    y0, y1, y = _source_window(top, height, image.shape[1], scale)
-    x0, x1, x = _source_window(left, width, image.shape[2], scale)
-    # torch floors size * factor in floating point: the nudge keeps 100 * 0.29 at 29.
-    factor = float(scale) * (1 + 1e-12)
-    window = F.interpolate(
-        image[None, :, y0:y1, x0:x1],
-        scale_factor=factor,
-        mode="bilinear",
-        antialias=True,
-        align_corners=False,
-        recompute_scale_factor=False,
-    )[0]
-    return window[:, y : y + height, x : x + width], labels
-
-
 class TrainTransform:
     """Random scale, padded random crop and horizontal flip of image and annotation together, in uint8.
 
     Scales are drawn from the grid lo, lo + step, ..., hi. Labels are resized by nearest only. Images smaller than the
-    crop are padded at the bottom and on the right.
+    crop are padded at the bottom and on the right, then flipped with their padding, as in CIRKD. Padding becomes each
+    model's own mean when its images are normalized: `content` says where the picture is.
 
     Args:
         crop_size (`tuple[int, int]`): Height and width of the result, pixels.
@@ -104,13 +53,15 @@ class TrainTransform:
         scale_step (`float`, *optional*, defaults to `0.1`): Distance between scales, > 0. CIRKD's.
         flip (`float`, *optional*, defaults to `0.5`): Probability of a horizontal flip.
         ignore_index (`int`, *optional*, defaults to `255`): Label of padded pixels.
-        fill (`tuple[int, int, int]`, *optional*, defaults to `(124, 116, 104)`): RGB of padding, ImageNet's mean.
         cat_max_ratio (`float`, *optional*, defaults to `1.0`): A crop in which one class covers this fraction of the
-            labelled pixels or more is drawn again, up to 10 times; 1 takes every crop. MMSegmentation uses 0.75.
-        jitter (`PhotometricJitter`, *optional*): Random change of colours; none in the originals.
+            labeled pixels or more is drawn again, up to 10 times; 1 takes every crop. MMSegmentation uses 0.75.
+        jitter (`PhotometricJitter`, *optional*): Random change of colors; none in the originals.
+        interpolation (`str`, *optional*, defaults to `"antialias"`): `"antialias"`, or `"opencv"`, which resizes
+            image and labels exactly as the original repositories do, see [`~hf_segkd.data.resizing.OpenCVResize`].
 
     Returns:
-        `dict`: `pixel_values` uint8 (3, h, w) in RGB and `labels` int64 (h, w).
+        `dict`: `pixel_values` uint8 (3, h, w) in RGB, `labels` int64 (h, w), and `content` int64 (4,): top, left,
+        bottom and right of the picture in the crop, pixels; what lies outside is padding.
 
     Raises:
         `ValueError`: If an argument is out of range.
@@ -123,9 +74,9 @@ class TrainTransform:
         scale_step: float = 0.1,
         flip: float = 0.5,
         ignore_index: int = 255,
-        fill: tuple[int, int, int] = (124, 116, 104),
         cat_max_ratio: float = 1.0,
         jitter: PhotometricJitter | None = None,
+        interpolation: str = "antialias",
     ):
         if len(crop_size) != 2 or min(crop_size) < 1:
             raise ValueError(f"crop_size must be (height, width), both at least 1 pixel, got {crop_size}.")
@@ -137,40 +88,50 @@ class TrainTransform:
             raise ValueError(f"flip must be a probability between 0 and 1, got {flip}.")
         if not 0 < cat_max_ratio <= 1:
             raise ValueError(f"cat_max_ratio must be a fraction, above 0 and at most 1, got {cat_max_ratio}.")
-        self.crop_size, self.flip, self.ignore_index = tuple(crop_size), flip, ignore_index
-        self.cat_max_ratio, self.jitter = cat_max_ratio, jitter
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}.")
+        self.crop_size = tuple(crop_size)
+        self.flip = flip
+        self.ignore_index = ignore_index
+        self.cat_max_ratio = cat_max_ratio
+        self.jitter = jitter
+        self.resize = INTERPOLATIONS[interpolation]
         low, high, step = (Fraction(str(value)) for value in (*scale_range, scale_step))
-        self.scales = [low + index * step for index in range((high - low) // step + 1)]
-        self.fill = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1)
+        self.scales = self.resize.scales(low, (high - low) // step + 1, step)
 
     def __call__(self, example: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         example = read_example(example)
-        image, annotation = example["image"], example["annotation"]
+        image = example["image"]
+        annotation = example["annotation"]
         scale = self.scales[_draw(len(self.scales), generator)]
         box = self._draw_box(annotation, scale, generator)
+        source_height = annotation.shape[0]
         if isinstance(image, StoredImage):
-            top, _, height, _ = box
-            image = image.rows(_source_window(top, height, image.shape[1], scale)[1])
-        image, annotation = resized_crop(image, annotation, scale, *box)
-        if torch.rand((), generator=generator) < self.flip:
-            image, annotation = image.flip(-1), annotation.flip(-1)
+            image = image.rows(self.resize.last_row(box, source_height, scale))
+        image = self.resize.image(image, scale, box, source_height)
+        mirrored = torch.rand((), generator=generator) < self.flip
         if self.jitter is not None:
             image = self.jitter(image, generator)
-        height, width = annotation.shape
-        pixel_values = self.fill.repeat(1, *self.crop_size)
-        pixel_values[:, :height, :width] = image
+        pixel_values = torch.zeros((3, *self.crop_size), dtype=torch.uint8)
+        pixel_values[:, : box.height, : box.width] = image
         labels = torch.full(self.crop_size, self.ignore_index, dtype=torch.int64)
-        labels[:height, :width] = annotation
-        return {"pixel_values": pixel_values, "labels": labels}
+        labels[: box.height, : box.width] = self.resize.labels(annotation, scale, box)
+        content = [0, 0, box.height, box.width]
+        if mirrored:
+            pixel_values = pixel_values.flip(-1)
+            labels = labels.flip(-1)
+            content = [0, self.crop_size[1] - box.width, box.height, self.crop_size[1]]
+        return {"pixel_values": pixel_values, "labels": labels, "content": torch.tensor(content)}
 
-    def _draw_box(self, annotation: Tensor, scale: Fraction, generator: torch.Generator) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a crop of the resized picture."""
-        resized = [max(1, math.floor(size * scale)) for size in annotation.shape]
+    def _draw_box(self, annotation: Tensor, scale: Fraction, generator: torch.Generator) -> Box:
+        """A crop of the resized picture."""
+        resized = self.resize.size(annotation.shape, scale)
         height, width = (min(crop, size) for crop, size in zip(self.crop_size, resized, strict=True))
         for _ in range(1 + REDRAWS):
-            top, left = _draw(resized[0] - height + 1, generator), _draw(resized[1] - width + 1, generator)
-            box = (top, left, height, width)
-            if self.cat_max_ratio == 1 or self._is_varied(resized_labels(annotation, scale, *box)):
+            top = _draw(resized[0] - height + 1, generator)
+            left = _draw(resized[1] - width + 1, generator)
+            box = Box(top, left, height, width)
+            if self.cat_max_ratio == 1 or self._is_varied(self.resize.labels(annotation, scale, box)):
                 break
         return box
 
@@ -187,7 +148,7 @@ class EvalTransform:
     """The whole image as uint8 (3, H, W) in RGB and its annotation as int64 (H, W), at their original size.
 
     Args:
-        ignore_index (`int`, *optional*, defaults to `255`): Value of pixels that are not labelled.
+        ignore_index (`int`, *optional*, defaults to `255`): Value of pixels that are not labeled.
     """
 
     def __init__(self, ignore_index: int = 255):
@@ -250,7 +211,7 @@ def _left_encoded(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def collate(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack items to `pixel_values` (B, 3, H, W) and `labels` (B, H, W).
+    """Stack items to `pixel_values` (B, 3, H, W), `labels` (B, H, W) and, of training crops, `content` (B, 4).
 
     Raises:
         `ValueError`: If the items differ in size.
@@ -261,4 +222,5 @@ def collate(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
             f"Images of different sizes {sorted(sizes)} cannot share a batch. "
             "Use batch size 1 for evaluation, and a crop_size for training."
         )
-    return {key: torch.stack([item[key] for item in batch]) for key in ("pixel_values", "labels")}
+    keys = [key for key in ("pixel_values", "labels", "content") if key in batch[0]]
+    return {key: torch.stack([item[key] for item in batch]) for key in keys}

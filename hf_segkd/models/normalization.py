@@ -1,4 +1,4 @@
-"""Normalisation of uint8 images on the device, equal to that of an image processor."""
+"""Normalization of uint8 images on the device, equal to that of an image processor."""
 
 from collections.abc import Sequence
 
@@ -57,15 +57,32 @@ class InputNormalization(nn.Module):
             options |= {"mean": fields["image_mean"], "std": fields["image_std"]}
         return cls(**options)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, content: Tensor | None = None) -> Tensor:
+        """Normalize; outside of `content`, (B, 4) with top, left, bottom and right in pixels, the result is 0.
+
+        Padding is the mean itself then, which no byte can be.
+        """
         if pixel_values.dtype != torch.uint8 or pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(
-                "Images to normalise must be uint8 RGB of shape (B, 3, H, W), "
+                "Images to normalize must be uint8 RGB of shape (B, 3, H, W), "
                 f"got {pixel_values.dtype} of shape {tuple(pixel_values.shape)}."
             )
         if self.flip_channel_order:
             pixel_values = pixel_values.flip(1)
-        return (pixel_values / self.divisor - self.mean) / self.std
+        normalized = (pixel_values / self.divisor - self.mean) / self.std
+        if content is None:
+            return normalized
+        return normalized.masked_fill(~_inside(content, *pixel_values.shape[-2:]), 0)
+
+
+def _inside(content: Tensor, height: int, width: int) -> Tensor:
+    """Mask (B, 1, H, W) of the rectangles top, left, bottom, right."""
+    top, left, bottom, right = content.view(-1, 4, 1).unbind(dim=1)
+    rows = torch.arange(height, device=content.device)
+    columns = torch.arange(width, device=content.device)
+    rows = (rows >= top) & (rows < bottom)
+    columns = (columns >= left) & (columns < right)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def _per_channel(name: str, values: Sequence[float] | float) -> Tensor:

@@ -63,9 +63,17 @@ class Distiller(nn.Module):
         self.register_buffer("progress", torch.zeros(()), persistent=False)
 
     def forward(
-        self, pixel_values: Tensor, labels: Tensor, teacher: SegmentationOutput | None = None
+        self,
+        pixel_values: Tensor,
+        labels: Tensor,
+        teacher: SegmentationOutput | None = None,
+        content: Tensor | None = None,
     ) -> DistillerOutput:
-        student = self.student(pixel_values=self.normalization(pixel_values), output_hidden_states=True)
+        if content is None:
+            pixel_values = self.normalization(pixel_values)
+        else:
+            pixel_values = self.normalization(pixel_values, content)
+        student = self.student(pixel_values=pixel_values, output_hidden_states=True)
         terms, total = {}, 0.0
         # Float32 whatever the autocast: softmax sums over 10^5 positions and squared similarities lose in bf16.
         with torch.autocast(pixel_values.device.type, enabled=False):

@@ -29,9 +29,12 @@ class InputArguments(DataArguments):
     crop_size: list[int] = field(default_factory=lambda: [512, 1024], metadata={"help": "Height and width, pixels."})
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0], metadata={"help": "Random scale, from, to."})
     flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    interpolation: str = field(
+        default="antialias", metadata={"help": "How crops are scaled: antialias, or opencv, as the originals do."}
+    )
     cat_max_ratio: float = field(default=1.0, metadata={"help": "Draw crops with more of one class again; 1: never."})
     jitter: dict | str | None = field(
-        default=None, metadata={"help": "Random colours: {brightness: , contrast: , saturation: , hue: }, all 0."}
+        default=None, metadata={"help": "Random colors: {brightness: , contrast: , saturation: , hue: }, all 0."}
     )
 
 
@@ -78,4 +81,5 @@ def _train_transform(arguments: InputArguments, spec: DatasetSpec) -> TrainTrans
         ignore_index=spec.ignore_index,
         cat_max_ratio=arguments.cat_max_ratio,
         jitter=jitter,
+        interpolation=arguments.interpolation,
     )

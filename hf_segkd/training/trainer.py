@@ -157,10 +157,11 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
         teacher = None
         if self.teacher is not None:
             with torch.no_grad(), self.accelerator.autocast(), self.clock.span("teacher"):
-                pixel_values = self.teacher_normalization(inputs["pixel_values"]).to(self.teacher.dtype)
+                pixel_values = self.teacher_normalization(inputs["pixel_values"], inputs.get("content"))
+                pixel_values = pixel_values.to(self.teacher.dtype)
                 teacher = self.run_teacher(pixel_values=pixel_values, output_hidden_states=True)
         with self.clock.span("model"):
-            output = model(pixel_values=inputs["pixel_values"], labels=inputs["labels"], teacher=teacher)
+            output = model(**inputs, teacher=teacher)
         self.clock.images += len(inputs["labels"]) * self.args.world_size
         for term, value in output.terms.items():
             self._terms[term] = self._terms.get(term, 0) + value

@@ -9,8 +9,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_segkd.data import DATASETS, EvalTransform, SegmentationDataset, TrainTransform, check_labels, collate
+from hf_segkd.data.resizing import INTERPOLATIONS, Box
 from hf_segkd.data.specs import DatasetSpec
-from hf_segkd.data.transforms import read_example, resized_crop
+from hf_segkd.data.transforms import read_example
+from hf_segkd.models import InputNormalization
 
 SCALES = [Fraction(tenths, 10) for tenths in range(5, 21)]
 
@@ -74,7 +76,8 @@ def test_cropping_first_equals_resizing_everything_then_cropping(scale, size):
     nearest = [[int((i + Fraction(1, 2)) / scale) for i in range(length)] for length in (height, width)]
     whole_labels = labels[nearest[0]][:, nearest[1]]
     for top, left in ((0, 0), (height - 20, width - 27), (7, 11)):
-        crop, crop_labels = resized_crop(image, labels, scale, top, left, 20, 27)
+        resize, box = INTERPOLATIONS["antialias"], Box(top, left, 20, 27)
+        crop, crop_labels = resize.image(image, scale, box, size[0]), resize.labels(labels, scale, box)
         # One grey level: rounding of torch's uint8 kernel, whose weights depend on the window in principle.
         assert (crop.int() - whole[:, top : top + 20, left : left + 27].int()).abs().max() <= 1
         assert torch.equal(crop_labels, whole_labels[top : top + 20, left : left + 27])
@@ -101,13 +104,25 @@ def test_crop_has_the_size_and_types_the_trainer_expects():
     assert item["pixel_values"].is_contiguous()
 
 
-def test_small_images_are_padded_with_the_fill_colour_and_ignored_labels():
+def test_small_images_are_padded_with_ignored_labels():
     """Padding with class 0 would teach that black borders are sky."""
-    transform = TrainTransform((30, 40), scale_range=(1, 1), flip=0, ignore_index=200, fill=(1, 2, 3))
+    transform = TrainTransform((30, 40), scale_range=(1, 1), flip=0, ignore_index=200)
     item = transform(encoded_example(20, 25), generator())
     assert (item["labels"] == 200).sum() == 30 * 40 - 20 * 25
     assert (item["labels"][:20, :25] < 5).all()
-    assert item["pixel_values"][:, 20:, 25:].flatten(1).unique(dim=1).flatten().tolist() == [1, 2, 3]
+    assert item["content"].tolist() == [0, 0, 20, 25]
+
+
+def test_padding_is_flipped_with_the_picture_and_normalized_to_the_mean_itself():
+    """The originals pad with 0 after the mean is taken off; bytes near the mean are off by up to 1.3 gray levels."""
+    transform = TrainTransform((30, 40), scale_range=(1, 1), flip=1)
+    item = transform(encoded_example(20, 25), generator())
+    assert item["content"].tolist() == [0, 15, 20, 40] and (item["labels"][:, :15] == 255).all()
+    normalization = InputNormalization(mean=(122.67891434, 116.66876762, 104.00698793))
+    batch = collate([item, TrainTransform((30, 40), scale_range=(3, 3))(encoded_example(20, 25), generator())])
+    padded, full = normalization(batch["pixel_values"], batch["content"])
+    assert (padded[:, 20:] == 0).all() and (padded[:, :, :15] == 0).all()
+    assert (padded[:, :20, 15:] != 0).all() and (full != 0).all()
 
 
 def test_scales_are_the_grid_of_the_papers():
