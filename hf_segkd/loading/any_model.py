@@ -27,8 +27,10 @@ def load_with_processor(
     Args:
         spec (`str` or `dict`): A Hub id; a folder; the `.pth` file of an original checkpoint, converted in memory; or
             the fields of a new model, as [`~hf_segkd.models.load_segmenter`] takes them. There, `backbone_weights`
-            fills the backbone: see [`~hf_segkd.conversion.imagenet.load_backbone_weights`], whose report is logged.
-            The processor then is the one of these weights, where that is known.
+            fills the backbone: see [`~hf_segkd.conversion.imagenet.load_backbone_weights`], whose report is logged;
+            `backbone_weights_order`, `"rgb"` or `"bgr"`, says which order of channels these weights expect; and
+            `processor` holds fields of the image processor that are to differ from that of the weights, where it is
+            known, or the model's default.
         id2label (`dict[int, str]`, *optional*): Class names; as many as a loaded model has. An ESPNetv2 that has these
             and others is cut down to them.
         hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...; `trust_remote_code` is `False` unless given.
@@ -40,13 +42,7 @@ def load_with_processor(
         ValueError: Nothing to load there, an unknown or incomplete checkpoint, or weights that do not fit.
     """
     if isinstance(spec, dict):
-        fields = dict(spec)
-        weights = fields.pop("backbone_weights", None)
-        model = load_segmenter(fields, id2label)
-        if weights is None:
-            return model, load_processor(model)
-        report = load_backbone_weights(_encoder(model), str(weights))
-        return model, default_processor(model.config, **report.processor)
+        return _new_with_processor(dict(spec), id2label)
     if Path(spec).is_file():
         state_dict = load_original(spec)
         model = expose_features(convert(state_dict, id2label))
@@ -54,6 +50,25 @@ def load_with_processor(
             keep_classes(model, id2label)
         return model, converted_processor(recognise(state_dict), model.config)
     return load_segmenter(spec, id2label, **hub_kwargs), load_processor(spec, **hub_kwargs)
+
+
+def _new_with_processor(
+    fields: dict[str, Any], id2label: dict[int, str] | None
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    weights = fields.pop("backbone_weights", None)
+    order = fields.pop("backbone_weights_order", None)
+    options = fields.pop("processor", None) or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"student.processor must be a mapping, {{image_mean: [0, 0, 0], ...}}, got {options!r}.")
+    model = load_segmenter(fields, id2label)
+    processor = default_processor(model.config, **options)
+    if weights is None and order is not None:
+        raise ValueError("backbone_weights_order says how backbone_weights are read, which are not given.")
+    if weights is not None:
+        wanted = "bgr" if processor.do_flip_channel_order else "rgb"
+        report = load_backbone_weights(_encoder(model), str(weights), order=order, wanted=wanted)
+        processor = default_processor(model.config, **(report.processor | options))
+    return model, processor
 
 
 def _encoder(model: PreTrainedModel) -> PreTrainedModel:

@@ -40,6 +40,7 @@ def load_segmenter(
             `{"model_type": "espnet", ...}` with fields of its config, for a new model with random weights. Our models
             go by their short name (`"espnet"` for `"segkd_espnet"`), native ones by theirs (`"segformer"`), backbones
             by a name of `BACKBONES` or by their config: `{"model_type": "deeplabv3", "backbone": "resnet18"}`.
+            `align_corners`, how logits are upsampled, is a field of every model.
         id2label (`dict[int, str]`, *optional*): Class names. A new model gets them; a loaded one must have as many,
             except an ESPNetv2 with these and others, which is cut down to them.
         hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...; `trust_remote_code` is `False` unless given.
@@ -138,6 +139,10 @@ def _new_model(spec: dict[str, Any], id2label: dict[int, str] | None) -> PreTrai
 def _check_fields(config_class: type[PreTrainedConfig], options: dict[str, Any]) -> None:
     """A misspelt field would be kept as an attribute that nothing reads."""
     known = {field.name for field in dataclass_fields(config_class)} | set(config_class.attribute_map) | {"num_labels"}
+    # No field of transformers' own models, but kept in config.json; everything here upsamples by it.
+    known |= {"align_corners"}
+    if not isinstance(options.get("align_corners", False), bool):
+        raise ValueError(f"align_corners must be true or false, got {options['align_corners']!r}.")
     if issubclass(config_class, BackboneConfigMixin):
         known |= {"out_features", "out_indices"}
     unknown = sorted(set(options) - known)

@@ -29,6 +29,7 @@ __all__ = [
     "BACKBONES",
     "MODELS",
     "PROCESSORS",
+    "PROCESSOR_FIELDS",
     "DeepLabV3Config",
     "DeepLabV3ForSemanticSegmentation",
     "DilatedResNetBackbone",
@@ -98,13 +99,29 @@ for _config_class, _model_class in MODELS.items():
 SegmentationImageProcessor.register_for_auto_class()
 
 
-def default_processor(config: PreTrainedConfig, **changes: Any) -> SegmentationImageProcessor:
+# What a recipe may say about a new model's images; `align_corners` is the model's own, sizes are the crop's.
+PROCESSOR_FIELDS = (
+    "do_flip_channel_order",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
+
+
+def default_processor(config: PreTrainedConfig, **fields: Any) -> SegmentationImageProcessor:
     """Processor for a model without a saved one, with `align_corners` of its config where it has that field.
 
     Args:
         config (`PreTrainedConfig`): ESPNet gets BGR 0..255 with the published CamVid and Cityscapes statistics, a
             native model what its own processor does by default, any other RGB with ImageNet's statistics.
-        changes: Arguments of [`SegmentationImageProcessor`] that differ from these.
+        fields: Of `PROCESSOR_FIELDS`, what is to be otherwise: channel order, scale, mean, std.
+
+    Raises:
+        ValueError: Another field, or a value that the processor refuses.
     """
-    options = PROCESSORS.get(config.model_type, {}) | changes
+    if unknown := sorted(set(fields) - set(PROCESSOR_FIELDS)):
+        raise ValueError(f"processor has no field {unknown[0]!r}. Its fields: {', '.join(PROCESSOR_FIELDS)}.")
+    options = PROCESSORS.get(config.model_type, {}) | fields
     return SegmentationImageProcessor(**options, align_corners=upsamples_with_align_corners(config))

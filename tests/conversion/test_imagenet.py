@@ -207,7 +207,7 @@ def test_report_is_a_table_in_the_log(small, tmp_path, caplog):
     assert lines[2].split()[:5] == ["renamed", "240", "layer0.conv.weight", "->", "conv_stem.convolution.weight,"]
     assert lines[3].split() == ["skipped", "1", "classifier.0.weight"]
     assert lines[4].split() == ["missing", "0", "none"]
-    assert "order of the source not known, not changed" in lines[5]
+    assert "order of the weights not given, not changed; images are rgb" in lines[5]
 
 
 def test_files_without_batch_counters_fill_the_rest(small, tmp_path):
