@@ -15,11 +15,18 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("protocol").add_argument
     add("--mode", default="whole", choices=MODES)
     add("--window", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="window of mode slide, pixels")
-    add("--stride", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="its steps (default: two thirds)")
+    add(
+        "--stride",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="its steps (default: both two thirds of the height)",
+    )
     add("--scales", type=float, nargs="+", default=[1.0], help="sizes at which each image is run")
     add("--flip", action="store_true", help="run each view mirrored too")
     add("--average", default="logits", choices=AVERAGES, help="what is averaged over the views")
     add("--align_corners", action=argparse.BooleanOptionalAction, help="upsampling of logits (default: the model's)")
+    add("--scale_align_corners", action="store_true", help="scale images as the original repositories do")
 
 
 def read_protocol(arguments: argparse.Namespace) -> Protocol:

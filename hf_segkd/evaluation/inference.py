@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -22,13 +23,15 @@ class Protocol:
             averages where they overlap; `"halves"` runs the left and the right half and puts their logits side by
             side, as the SegFormer evaluation of CIRKD does on Cityscapes.
         window (`tuple[int, int]`, *optional*): Height and width of a window, pixels; for `"slide"` only.
-        stride (`tuple[int, int]`, *optional*): Steps from window to window, pixels, at most the window's size;
-            two thirds of the window by default.
+        stride (`tuple[int, int]`, *optional*): Steps from window to window, pixels, at most the window's size. By
+            default both are two thirds of the window's height, rounded up: 342 for 512x1024, as in Structured KD.
         scales (`tuple[float, ...]`, *optional*, defaults to `(1.0,)`): The image is run at each of these sizes.
         flip (`bool`, *optional*, defaults to `False`): Whether each view is run mirrored too.
         average (`str`, *optional*, defaults to `"logits"`): What is averaged over the views: `"logits"` (CIRKD, CSKD)
             or `"probabilities"`.
         align_corners (`bool`, *optional*): How logits are upsampled; `None` takes the model's own way.
+        scale_align_corners (`bool`, *optional*, defaults to `False`): Whether the corner pixels of the image and of
+            its scaled view coincide, as in all the original repositories; sizes are then rounded down, as there.
 
     Raises:
         ValueError: If a value is out of range, or does not belong to the mode.
@@ -41,6 +44,7 @@ class Protocol:
     flip: bool = False
     average: str = "logits"
     align_corners: bool | None = None
+    scale_align_corners: bool = False
 
     def __post_init__(self):
         if self.mode not in MODES:
@@ -53,7 +57,8 @@ class Protocol:
                 f"window {self.window} and stride {self.stride}."
             )
         if self.window is not None:
-            object.__setattr__(self, "stride", self.stride or tuple(max(1, side * 2 // 3) for side in self.window))
+            side = -(-2 * self.window[0] // 3)
+            object.__setattr__(self, "stride", self.stride or tuple(min(side, length) for length in self.window))
             pairs = zip(self.window, self.stride, strict=True)
             if len(self.window) != 2 or any(not 1 <= stride <= side for side, stride in pairs):
                 raise ValueError(
@@ -73,6 +78,7 @@ class Protocol:
         parts += [f"mean of {self.average}"] * (self.flip or len(self.scales) > 1 or self.mode == "slide")
         if self.align_corners is not None:
             parts.append(f"align_corners={self.align_corners}")
+        parts += ["images scaled with align_corners=True"] * self.scale_align_corners
         return ", ".join([*parts, "at label size"])
 
 
@@ -172,8 +178,9 @@ class _View:
 
 def _views(model: nn.Module, pixel_values: Tensor, protocol: Protocol) -> Iterator[_View]:
     for scale in protocol.scales:
-        size = tuple(max(1, round(side * scale)) for side in pixel_values.shape[-2:])
-        image = pixel_values if scale == 1 else _resize(pixel_values, size, align_corners=False)
+        rounded = math.floor if protocol.scale_align_corners else round
+        size = tuple(max(1, rounded(side * scale)) for side in pixel_values.shape[-2:])
+        image = pixel_values if scale == 1 else _resize(pixel_values, size, protocol.scale_align_corners)
         for mirrored in (False, True)[: 1 + protocol.flip]:
             windows = []
             for rows, columns in _boxes(size, protocol):

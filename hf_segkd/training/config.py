@@ -48,8 +48,9 @@ class DistillationConfig(TrainingArguments):
             schedule refuses, an unknown `metric_for_best_model`, and FSDP or DeepSpeed.
 
     Defaults that differ from `TrainingArguments`: `remove_unused_columns=False` (images are columns),
-    `dataloader_drop_last=True`, SGD with momentum 0.9, the polynomial schedule of power 0.9 down to 0, no gradient
-    clipping (all four originals), 10 evaluations per run, and the checkpoint with the best mIoU is the result.
+    `dataloader_drop_last=True`, SGD with momentum 0.9, the polynomial schedule of power 0.9 down to 0
+    (`lr_scheduler_kwargs.lr_end` for another end), no gradient clipping (all four originals), 10 evaluations per run,
+    and the checkpoint with the best mIoU is the result.
     """
 
     losses: dict | str | None = field(default_factory=lambda: {"task": {}}, metadata={"help": "Losses by name."})
@@ -86,8 +87,8 @@ class DistillationConfig(TrainingArguments):
     def __post_init__(self):
         if self.optim == "sgd" and self.optim_args is None:
             self.optim_args = "momentum=0.9"
-        if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
-            self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
+        if self.lr_scheduler_type == "polynomial" and not isinstance(self.lr_scheduler_kwargs, str):
+            self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0} | (self.lr_scheduler_kwargs or {})
         self.label_names = self.label_names or ["labels"]
         if self.disable_tqdm is None:  # a bar in a log file is a megabyte of carriage returns
             self.disable_tqdm = not sys.stderr.isatty()

@@ -70,6 +70,21 @@ def test_whole_image_is_one_forward_upsampled_to_the_labels(network):
     assert network.calls[0] == (48, 64)
 
 
+def test_images_are_scaled_as_the_originals_scale_them_on_request(network):
+    """Structured KD and CIRKD align the corners and round sizes down; 0.1 of mIoU lies between the two ways."""
+    scaled = F.interpolate(IMAGE, scale_factor=0.77, mode="bilinear", align_corners=True, recompute_scale_factor=True)
+    assert scaled.shape[-2:] == (36, 49)
+    found = maps(network, scales=(0.77,), scale_align_corners=True)
+    torch.testing.assert_close(found, reference(network, scaled), rtol=0, atol=1e-6)
+    assert not torch.allclose(found, maps(network, scales=(0.77,)), atol=1e-3)
+
+
+def test_windows_step_by_two_thirds_of_their_height_on_both_sides():
+    """Structured KD's one stride, ceil(2/3 h) = 342; 341 by 682 sees other pixels twice."""
+    assert Protocol(mode="slide", window=(512, 1024)).stride == (342, 342)
+    assert Protocol(mode="slide", window=(769, 300)).stride == (513, 300)
+
+
 def test_a_window_that_covers_the_image_is_the_whole_image(network):
     """Else sliding and whole could not be compared."""
     assert torch.equal(maps(network, mode="slide", window=(48, 64)), maps(network))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 
 import pytest
+import torch
+from transformers import get_scheduler
 
 from helpers.paths import ROOT
 from hf_segkd.recipe import dump, load_yaml, merge, parse
@@ -173,6 +175,23 @@ def test_arguments_that_would_fail_only_in_training_are_refused(tmp_path, option
         DistillationConfig(output_dir=str(tmp_path), use_cpu=True, **options)
 
 
+def test_another_end_of_the_learning_rate_keeps_the_schedules_power(tmp_path):
+    """`--lr_scheduler_kwargs.lr_end 1e-4` alone would fall back to transformers' power 1, a straight line."""
+    config = DistillationConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        learning_rate=0.02,
+        max_steps=100,
+        lr_scheduler_kwargs={"lr_end": 1e-4},
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.02)
+    schedule = get_scheduler(config.lr_scheduler_type, optimizer, 0, 100, config.lr_scheduler_kwargs)
+    for step in range(100):
+        assert schedule.get_last_lr()[0] == pytest.approx(1e-4 + (0.02 - 1e-4) * (1 - step / 100) ** 0.9)
+        optimizer.step()
+        schedule.step()
+
+
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_sharding_that_accelerate_asks_for_is_refused(tmp_path, monkeypatch, name):
     """`accelerate launch --use_fsdp` says so in the environment alone."""
@@ -188,7 +207,7 @@ def test_every_shipped_recipe_is_read_and_says_where_its_numbers_come_from(path,
     assert text.startswith("# ")
     keys = load_yaml(text)
     known = {"dataset", "student", "teacher", "data_dir", "crop_size", "scale_range", "dataset_config"}
-    known |= {"teacher_features", "teacher_classes", "flip"}
+    known |= {"teacher_features", "teacher_classes", "flip", "interpolation"}
     config = DistillationConfig(
         output_dir=str(tmp_path), use_cpu=True, **{key: value for key, value in keys.items() if key not in known}
     )
