@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,30 +47,80 @@ def render(page: str) -> str:
 
 def published() -> list[dict[str, Any]]:
     """The tables of docs/published.yaml."""
-    return load_yaml((DOCS / "published.yaml").read_text(encoding="utf-8"))
+    return load_yaml((DOCS / "published.yaml").read_text(encoding="utf-8"))["tables"]
+
+
+@cache
+def differences() -> dict[str, str]:
+    """What all rows of a method do otherwise than the original, by recipe."""
+    return load_yaml((DOCS / "published.yaml").read_text(encoding="utf-8"))["differences"]
 
 
 def section(table: dict[str, Any]) -> str:
     """One table with its heading, teacher, source and note."""
     facts = [f"Teacher: {table['teacher']}. Source: {table['source']}."]
     facts += [table["note"]] if "note" in table else []
-    rows = [row_cells(table | row) for row in table["rows"]]
-    head = ("student", "method", "command", "published", "ours")
+    rows = [cells for row in table["rows"] for cells in row_lines(table | row)]
+    head = ("student", "method", "command", "processes x images", "published", "ours", "differs", "script")
     return f"### {table['name']}\n\n{' '.join(facts)}\n\n" + markdown_table(head, rows)
 
 
+def row_lines(row: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The published line, and the repaired one where the original has a quirk that we would not repeat."""
+    lines = [row_cells(row)]
+    if "quirk" in row:
+        command = f"`{command_line(row, repaired=True)}`"
+        lines.append((row["student"], f"{row['method']}, repaired", command, lines[0][3], "", "", "", ""))
+    return lines
+
+
 def row_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """Student, method, command, published and measured mIoU of a row that has its table's keys too."""
-    command = row.get("no_recipe") or f"`distill {' '.join(arguments(row))}`"
+    """What the table shows of a row that has its table's keys too."""
+    command = row.get("no_recipe") or f"`{command_line(row)}`"
     numbers = row.get("published", {}).items()
     cited = ", ".join(value if split == "mIoU" else f"{value} {split}" for split, value in numbers)
-    ours = f"[{measured(**row['ours'])}](results.md)" if "ours" in row else "not run here"
-    return row["student"], row["method"], command, cited or "–", ours
+    ours = f"[{measured(**row['ours'])}](results.md)" if "ours" in row else ""
+    shared = f"{row['processes']} x {images_per_process(row)}" if "processes" in row else ""
+    differs = "" if "no_recipe" in row else differs_in(row) or "exact"
+    return row["student"], row["method"], command, shared, cited or "–", ours, differs, script_link(row)
 
 
-def arguments(row: dict[str, Any]) -> list[str]:
+def differs_in(row: dict[str, Any]) -> str:
+    """What the row still does otherwise than the original; empty for nothing."""
+    return row.get("differs") or differences().get(row.get("recipe", row["method"]), "")
+
+
+def script_link(row: dict[str, Any]) -> str:
+    """The original script that the row's values are from, as a link where its commit is known."""
+    place, _, file = row.get("script", "").partition(":")
+    repository, _, commit = place.partition("@")
+    if not commit:
+        return place and f"{repository}: {file.strip()}"
+    return f"[{file.rsplit('/', 1)[-1]}](https://github.com/{repository}/blob/{commit}/{file})"
+
+
+def images_per_process(row: dict[str, Any]) -> int:
+    """The original's images per step divided by its processes."""
+    recipe = load_yaml((RECIPES / "datasets" / f"{row['dataset']}.yaml").read_text(encoding="utf-8"))
+    return recipe["total_batch_size"] // row["processes"]
+
+
+def command_line(row: dict[str, Any], repaired: bool = False) -> str:
+    """`distill` with its arguments, and the variables that it reads where they matter."""
+    variables = ["BACKBONE="] if row.get("no_backbone") else []
+    variables += [f"PROCESSES={row['processes']}"] if row.get("processes", 1) > 1 else []
+    return " ".join([*variables, "distill", *arguments(row, repaired)])
+
+
+def arguments(row: dict[str, Any], repaired: bool = False) -> list[str]:
     """What follows `distill` on the command line: dataset, pair, method, flags."""
-    return [row["dataset"], row["pair"], row.get("recipe", row["method"]), *row.get("flags", "").split()]
+    names = [row["dataset"], row["pair"], row.get("recipe", row["method"])]
+    flags = row.get("flags", "").split()
+    if row.get("processes", 1) > 1:
+        flags += ["--per_device_train_batch_size", str(images_per_process(row))]
+    if not repaired:
+        flags += row.get("quirk", "").split()
+    return [*names, *flags]
 
 
 def measured(section: str, row: str, column: str) -> str:

@@ -20,7 +20,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="its steps (default: both two thirds of the height)",
+        help="its steps (default: 2/3 of the height)",
     )
     add("--scales", type=float, nargs="+", default=[1.0], help="sizes at which each image is run")
     add("--flip", action="store_true", help="run each view mirrored too")
