@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 from benchmarks.cases import CASES, forward_backward
 from benchmarks.measuring import hardware, peak_bytes
 from benchmarks.step import RECIPES, TEACHER, build
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.frozen import folded_batch_norms
-from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.models import SegmentationOutput
 from hf_segkd.reports.tables import markdown_table
 from hf_segkd.training.distiller import Distiller
@@ -171,7 +171,7 @@ def main() -> None:
         raise SystemExit("No CUDA GPU here. --device cpu --batch 3 --crop 64 128 rehearses the run.")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     crop, meter = tuple(args.crop), Meter(args.device, args.passes)
-    teacher = load_segmenter(TEACHER).eval().requires_grad_(False).to(args.device)
+    teacher = load_model(TEACHER)[0].eval().requires_grad_(False).to(args.device)
     images = torch.randn(args.batch, 3, *crop, device=args.device)
     report = {"hardware": hardware(torch.get_num_threads()), "batch": args.batch, "crop": crop}
     if args.device == "cuda":

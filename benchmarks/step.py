@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from benchmarks.cases import CASES
 from benchmarks.measuring import compare, measure, write
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import output_shapes
-from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.losses import LOSSES, LossSetup, build_losses
 from hf_segkd.models import SegmentationOutput
 from hf_segkd.recipe import load_yaml
@@ -70,8 +70,8 @@ def build(
 ) -> tuple[Distiller, dict]:
     """Student and losses of a recipe, and a batch for them; always the same weights, images and labels."""
     torch.manual_seed(0)
-    student = load_segmenter(student)
-    shapes = [_maps(model, crop) for model in (student, load_segmenter(teacher))]
+    student = load_model(student)[0]
+    shapes = [_maps(model, crop) for model in (student, load_model(teacher)[0])]
     labels = torch.randint(0, student.config.num_labels, (batch, *crop))
     labels[:, : crop[0] // 8] = 255
     given = {name: torch.randn(batch, *shape[1:]) for name, shape in shapes[1].items()}

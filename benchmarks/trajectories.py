@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, TrainerCallback
 
-from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.recipe import load_yaml
 from hf_segkd.reports.tables import markdown_table
 from hf_segkd.training.config import DistillationConfig
@@ -77,7 +77,7 @@ def replay(folder: Path) -> list[tuple[str, ...]]:
 
 
 def _model(fields: dict, weights: Path) -> tuple[PreTrainedModel, object]:
-    model, processor = load_with_processor(fields)
+    model, processor = load_model(fields)
     model.load_state_dict(load_file(weights), strict=True)
     return model, processor
 

@@ -4,8 +4,8 @@ python dataset_builders/ade20k.py --data_dir ADEChallengeData2016 --output ade20
 """
 
 from dataset_builders.files import Part
-from dataset_builders.label_map import LabelMap
 from dataset_builders.pair_builder import PairBuilder
+from hf_segkd.data.label_map import LabelMap
 from hf_segkd.data.specs import DATASETS
 
 
@@ -37,6 +37,6 @@ class ADE20K(PairBuilder):
 
 
 if __name__ == "__main__":
-    from dataset_builders.command_line import main
+    from dataset_builders.prepare import main
 
     main("ade20k", __doc__)

@@ -1,4 +1,4 @@
-"""Flags of the scripts that reach the dataset's builder."""
+"""Flags of the commands that reach the dataset."""
 
 import json
 from argparse import Namespace
@@ -10,31 +10,49 @@ from typing import Any
 class DataArguments:
     """Options of a benchmark dataset in `dataset_config`; for data of one's own, what its files or columns are.
 
-    See [`~dataset_builders.folder.FolderConfig`] for `--dataset folder`, [`~dataset_builders.opened.OpenedConfig`] for
+    See [`~dataset_builders.folder.FolderConfig`] for `--dataset folder`, [`~dataset_builders.stored.StoredConfig`] for
     a folder or Hub id that `datasets` opens.
     """
 
-    dataset_config: dict | str | None = field(default=None, metadata={"help": "Options of the dataset's builder."})
-    labels: list[str] | None = field(default=None, metadata={"help": "Own classes: names, or a .txt or .json file."})
+    dataset_config: dict | str | None = field(
+        default=None, metadata={"help": "Options of the dataset's builder, as JSON: '{\"num_train\": 100}'."}
+    )
+    labels: list[str] | None = field(
+        default=None, metadata={"help": "Class names of your own data: the names, or a .txt or .json file of them."}
+    )
     label_map: dict | str | None = field(
-        default=None, metadata={"help": "Own classes: raw value or colour -> class, or a .json file of that."}
+        default=None,
+        metadata={"help": "Mask values of your own data: JSON, or a .json file, from raw value or color to class."},
     )
-    ignore_index: int | None = field(default=None, metadata={"help": "Own data: raw value of unlabelled pixels."})
-    images: str | None = field(default=None, metadata={"help": "Own folder: pattern like 'photos/*.jpg'."})
-    masks: str | None = field(default=None, metadata={"help": "Own folder: pattern like 'masks/*_mask.png'."})
-    image_column: str | None = field(default=None, metadata={"help": "Opened dataset: column of the images."})
-    label_column: str | None = field(default=None, metadata={"help": "Opened dataset: column of the masks."})
+    ignore_index: int | None = field(
+        default=None, metadata={"help": "Mask value of unlabeled pixels in your own data (default: 255)."}
+    )
+    images: str | None = field(
+        default=None, metadata={"help": "Pattern of the images in your own folder, such as 'photos/*.jpg'."}
+    )
+    masks: str | None = field(
+        default=None, metadata={"help": "Pattern of the masks in your own folder, such as 'masks/*_mask.png'."}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of the images in a stored dataset (default: image)."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of the masks in a stored dataset (default: annotation)."}
+    )
     validation_fraction: float | None = field(
-        default=None, metadata={"help": "Own data without a validation split: part to validate on."}
+        default=None,
+        metadata={"help": "Part of your own data to validate on where it has no validation split (default: 0.1)."},
     )
-    split_seed: int | None = field(default=None, metadata={"help": "Own data: chooses which part that is."})
+    split_seed: int | None = field(
+        default=None, metadata={"help": "Seed that chooses the validation part of your own data (default: 0)."}
+    )
 
 
 def data_options(arguments: DataArguments | Namespace) -> dict[str, Any]:
-    """What was given of [`DataArguments`], as options of [`~dataset_builders.load_split`].
+    """What was given of [`DataArguments`], as options of [`~dataset_builders.open_dataset`].
 
     Raises:
-        `ValueError`: If `dataset_config` is a text that is no JSON mapping.
+        `ValueError`: If `dataset_config` or `label_map` is a text that is no JSON mapping.
     """
     flags = {option.name: getattr(arguments, option.name) for option in fields(DataArguments)}
     config = flags.pop("dataset_config") or {}

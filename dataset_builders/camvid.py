@@ -9,8 +9,8 @@ from pathlib import Path
 import datasets
 
 from dataset_builders.files import SUFFIXES, RawFile, check_folder, examples, listing, read_lines
-from dataset_builders.label_map import LabelMap
 from dataset_builders.pair_builder import PairBuilder
+from hf_segkd.data.label_map import LabelMap
 from hf_segkd.data.specs import DATASETS
 
 VOID = 11  # raw id of unlabelled pixels
@@ -133,6 +133,6 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    from dataset_builders.command_line import main
+    from dataset_builders.prepare import main
 
     main("camvid", __doc__)

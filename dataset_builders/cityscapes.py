@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import datasets
 
 from dataset_builders.files import Part, list_parts
-from dataset_builders.label_map import LabelMap
 from dataset_builders.pair_builder import PairBuilder
+from hf_segkd.data.label_map import LabelMap
 from hf_segkd.data.labels import CITYSCAPES_IDS
 from hf_segkd.data.specs import DATASETS
 
@@ -72,6 +72,6 @@ class Cityscapes(PairBuilder):
 
 
 if __name__ == "__main__":
-    from dataset_builders.command_line import main
+    from dataset_builders.prepare import main
 
     main("cityscapes", __doc__)

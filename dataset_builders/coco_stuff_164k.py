@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import datasets
 
 from dataset_builders.files import Part, check_folder
-from dataset_builders.label_map import LabelMap
 from dataset_builders.pair_builder import PairBuilder
+from hf_segkd.data.label_map import LabelMap
 from hf_segkd.data.labels import COCO_STUFF_UNUSED
 from hf_segkd.data.specs import DATASETS
 
@@ -87,6 +87,6 @@ class CocoStuff164k(PairBuilder):
 
 
 if __name__ == "__main__":
-    from dataset_builders.command_line import main
+    from dataset_builders.prepare import main
 
     main("coco_stuff_164k", __doc__)

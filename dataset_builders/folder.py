@@ -141,6 +141,6 @@ def _place(text: str) -> float:
 
 
 if __name__ == "__main__":
-    from dataset_builders.command_line import main
+    from dataset_builders.prepare import main
 
     main("folder", __doc__)

@@ -1,160 +1,170 @@
-"""Any dataset that `datasets` opens: a Hub id, a folder of parquet files, a folder of `save_to_disk`."""
+"""A dataset with its options: classes, splits, files, rows, and what is trained and evaluated on."""
 
-import json
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 import datasets
-import numpy as np
-import PIL.Image
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from dataset_builders.label_map import IGNORE_INDEX, LabelMap
-from dataset_builders.own_classes import own_classes, own_spec
-from hf_segkd.data.specs import DatasetSpec
+from hf_segkd.data import DatasetSpec, EvalTransform, SegmentationDataset, TrainTransform, decoded
+from hf_segkd.data.label_map import LabelMap
+from hf_segkd.data.raw import RawSplit
+from hf_segkd.values import check_value, did_you_mean
 
-LABEL_FILE = "id2label.json"
+Skipped = Mapping[str, Sequence[int]]
 
 
-@dataclass
-class OpenedConfig:
-    """What the columns of the dataset are, and what the values of its annotations mean.
+class OpenedDataset(ABC):
+    """What [`~dataset_builders.open_dataset`] returns.
+
+    Options are checked when it is made. Everything else happens on first use and is kept: files are listed once, rows
+    are prepared once.
 
     Args:
-        labels (`list[str]` or `str`, *optional*): Class names, or a file of them; by default those of a `ClassLabel`
-            in the dataset's features, else of its file `id2label.json`.
-        label_map (`dict` or `str`, *optional*): Raw value or colour -> class; by default raw values are class ids.
-        image_column (`str`, *optional*, defaults to `"image"`): Column of the images.
-        label_column (`str`, *optional*, defaults to `"annotation"`): Column of the masks; empty ones are unlabelled.
-        ignore_index (`int`, *optional*, defaults to `255`): Raw value of pixels without a label.
-        validation_fraction (`float`, *optional*, defaults to `0.1`): Part of the train split to validate on where
-            there is no validation split, between 0 and 1.
-        split_seed (`int`, *optional*, defaults to `0`): Chooses which rows these are.
-
-    Raises:
-        `ValueError`: If the fraction is not between 0 and 1.
+        name (`str`): The name that it was opened by.
+        data_dir (`str`, *optional*): Folder of the raw files.
+        cache_dir (`str`, *optional*): Where prepared data is kept; the cache of `datasets` by default.
+        config: Its options, checked.
     """
 
-    labels: list[str] | str | None = None
-    label_map: dict | str | None = None
-    image_column: str = "image"
-    label_column: str = "annotation"
-    ignore_index: int = 255
-    validation_fraction: float = 0.1
-    split_seed: int = 0
+    # Whether its splits are those of a benchmark, which nobody may mend.
+    published = False
 
-    def __post_init__(self):
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction}.")
+    def __init__(self, name: str, data_dir: str | None, cache_dir: str | None, config: Any):
+        self.name, self.data_dir, self.cache_dir, self.config = name, data_dir, cache_dir, config
 
+    @property
+    @abstractmethod
+    def spec(self) -> DatasetSpec:
+        """Class names, colors and the names of the splits. Benchmarks have their entry of `DATASETS`.
 
-def opened_spec(name: str, data_dir: str | None, config: OpenedConfig, cache_dir: str | None = None) -> DatasetSpec:
-    """Class names and generated colours of such a dataset.
+        Raises:
+            `ValueError`: If the classes have no names.
+        """
 
-    Raises:
-        `ValueError`: If it cannot be opened, or its classes have no names.
-    """
-    return own_spec(name, _classes(name, _open(name, data_dir, cache_dir), config)[0])
+    @property
+    @abstractmethod
+    def splits(self) -> list[str]:
+        """Names of the splits that exist.
 
+        Raises:
+            `ValueError`: If the folder is unusable, or the dataset cannot be opened.
+        """
 
-def opened_splits(
-    name: str, data_dir: str | None, config: OpenedConfig, cache_dir: str | None = None
-) -> datasets.DatasetDict:
-    """Splits with the columns `image`, `annotation` (train ids) and `image_id`; annotations are mapped when read.
+    @property
+    @abstractmethod
+    def label_map(self) -> LabelMap | None:
+        """What the raw values of the masks mean; `None` where masks are drawn as train ids."""
 
-    Raises:
-        `ValueError`: If the dataset cannot be opened, or lacks a column or a train split.
-    """
-    splits = _open(name, data_dir, cache_dir)
-    lookup = _classes(name, splits, config)[1]
-    splits = datasets.DatasetDict({split: _columns(rows, split, config) for split, rows in splits.items()})
-    if "validation" not in splits:
-        parts = splits["train"].train_test_split(test_size=config.validation_fraction, seed=config.split_seed)
-        splits |= {"train": parts["train"], "validation": parts["test"]}
-    return splits.with_transform(_MapAnnotations(lookup))
+    @abstractmethod
+    def raw_splits(self) -> dict[str, RawSplit]:
+        """Splits before anything is decoded or prepared, by name; none for drawn datasets."""
 
+    @abstractmethod
+    def all_splits(self, num_proc: int | None = None) -> datasets.DatasetDict:
+        """Rows of all splits; `num_proc` processes prepare them."""
 
-def opened_ids(name: str, data_dir: str | None, config: OpenedConfig, cache_dir: str | None = None) -> dict:
-    """Raw value, or colour, to train id."""
-    return _classes(name, _open(name, data_dir, cache_dir), config)[1].ids
+    @abstractmethod
+    def _rows(self, split: str, skip: Skipped) -> datasets.Dataset:
+        """Rows of an existing split, or of a slice of it."""
 
+    def split(self, name: str, skip: Skipped | None = None) -> datasets.Dataset:
+        """Rows of one split, prepared on first use and read from the cache afterwards.
 
-@lru_cache(maxsize=4)
-def _open(name: str, data_dir: str | None, cache_dir: str | None) -> datasets.DatasetDict:
-    try:
-        if Path(name, "dataset_dict.json").is_file() or Path(name, "state.json").is_file():
-            splits = datasets.load_from_disk(name)
-        else:
-            splits = datasets.load_dataset(name, data_dir=data_dir, cache_dir=cache_dir)
-    except (OSError, RuntimeError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ValueError(f"Cannot open the dataset '{name}': {error}") from error
-    splits = splits if isinstance(splits, datasets.DatasetDict) else datasets.DatasetDict({"train": splits})
-    if "train" not in splits and "validation" not in splits:
-        raise ValueError(f"The dataset '{name}' has the splits {', '.join(splits)}, expected train or validation.")
-    return splits
+        Args:
+            name (`str`): `"train"`, `"validation"` or `"test"`; of a builder also a slice such as `"train[:8]"`.
+            skip (`dict[str, list[int]]`, *optional*): Positions to leave out, by split, from
+                [`~hf_segkd.training.checks.check_data`]. Their files are not opened: a builder prepares all splits
+                together, so that each split needs the positions of all.
 
+        Returns:
+            `datasets.Dataset`: Columns `image`, `annotation`, `image_id`.
 
-def _classes(name: str, splits: datasets.DatasetDict, config: OpenedConfig) -> tuple[tuple[str, ...], LabelMap]:
-    features = next(iter(splits.values())).features
-    known = () if config.labels else _names_in(features) or _names_beside(name)
-    return own_classes(config.labels, config.label_map, config.ignore_index, known)
-
-
-def _names_in(features: datasets.Features) -> tuple[str, ...]:
-    """Names of the first `ClassLabel` among the features, inside a list or not."""
-    for feature in features.values():
-        inner = feature.feature if isinstance(feature, datasets.List) else feature
-        if isinstance(inner, datasets.ClassLabel):
-            return tuple(inner.names)
-    return ()
-
-
-def _names_beside(name: str) -> tuple[str, ...]:
-    """Names in the file `id2label.json` of the folder or Hub repository; empty when there is none."""
-    path = Path(name, LABEL_FILE)
-    if not path.is_file() and not Path(name).is_dir():
-        try:
-            path = Path(hf_hub_download(name, LABEL_FILE, repo_type="dataset"))
-        except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled):
-            return ()
-    if not path.is_file():
-        return ()
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return tuple(content[str(index)] for index in range(len(content)))
-
-
-def _columns(rows: datasets.Dataset, split: str, config: OpenedConfig) -> datasets.Dataset:
-    """The three columns; rows without an `image_id` are numbered."""
-    for option, column in (("image_column", config.image_column), ("label_column", config.label_column)):
-        if column not in rows.column_names:
+        Raises:
+            `ValueError`: Unknown split, unusable folder, or annotation values outside the classes.
+        """
+        base = name.split("[")[0]
+        if base not in self.splits:
+            place = f" in {os.path.abspath(self.data_dir)}" if self.data_dir else ""
             raise ValueError(
-                f"The {split} split has no column '{column}' ({option}); it has {', '.join(rows.column_names)}. "
-                f"Give --{option}."
+                f"The dataset '{self.name}'{place} has no split '{base}'.{did_you_mean(base, self.splits)} "
+                f"Available: {', '.join(self.splits)}."
             )
-    if "image_id" not in rows.column_names:
-        rows = rows.add_column("image_id", [f"{split}_{index:06d}" for index in range(len(rows))])
-    rows = rows.select_columns([config.image_column, config.label_column, "image_id"])
-    rows = rows.rename_columns({config.image_column: "image", config.label_column: "annotation"})
-    if isinstance(rows.features["annotation"], datasets.Image):
-        # A mode, "L" for instance, would turn palette indices into grey levels.
-        rows = rows.cast_column("annotation", datasets.Image())
-    return rows
+        return self._rows(name, skip or {})
+
+    def training_set(
+        self,
+        transform: TrainTransform,
+        *,
+        seed: int = 0,
+        skip: Skipped | None = None,
+        decoded_dir: str | None = None,
+    ) -> SegmentationDataset:
+        """The training split, augmented.
+
+        Args:
+            transform ([`~hf_segkd.data.TrainTransform`]): Crops, scales and flips.
+            seed (`int`, *optional*, defaults to `0`): Seed of the augmentation.
+            skip (`dict[str, list[int]]`, *optional*): As for [`split`].
+            decoded_dir (`str`, *optional*): Folder for decoded images: [`~hf_segkd.data.decoded`].
+        """
+        return self._seen_through(transform, self.spec.train_split, seed, skip, decoded_dir)
+
+    def evaluation_set(
+        self,
+        split: str | None = None,
+        *,
+        seed: int = 0,
+        skip: Skipped | None = None,
+        decoded_dir: str | None = None,
+    ) -> SegmentationDataset:
+        """Whole images of a split, by default the validation split; the other arguments as for [`training_set`]."""
+        transform = EvalTransform(self.spec.ignore_index)
+        return self._seen_through(transform, split or self.spec.eval_split, seed, skip, decoded_dir)
+
+    def _seen_through(
+        self,
+        transform: TrainTransform | EvalTransform,
+        split: str,
+        seed: int,
+        skip: Skipped | None,
+        decoded_dir: str | None,
+    ) -> SegmentationDataset:
+        rows = self.split(split, skip)
+        if decoded_dir:
+            rows = decoded(rows, decoded_dir)
+        return SegmentationDataset(rows, transform, self.spec.num_labels, seed=seed)
 
 
-class _MapAnnotations:
-    """Applied when rows are read, in the workers; a class, so that they can pickle it."""
+def checked_config(name: str, config_class: type, options: dict[str, Any]) -> Any:
+    """The config that options describe.
 
-    def __init__(self, lookup: LabelMap):
-        self.lookup = lookup
+    Raises:
+        `ValueError`: If it has no such option, or a value is of another type or out of range.
+    """
+    own = own_fields(config_class)
+    for key in options.keys() - set(own):
+        raise ValueError(
+            f"The dataset '{name}' has no option '{key}'.{did_you_mean(key, own)} "
+            f"Available: {', '.join(own) or 'none'}."
+        )
+    hints = get_type_hints(config_class)
+    for key, value in options.items():
+        check_value(f"dataset_config.{key}", value, hints[key])
+    return config_class(**options)
 
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        triples = zip(batch["image"], batch["annotation"], batch["image_id"], strict=True)
-        return batch | {"annotation": [self._train_ids(*triple) for triple in triples]}
 
-    def _train_ids(self, image: PIL.Image.Image, annotation, image_id: str) -> PIL.Image.Image:
-        if annotation is None:
-            return PIL.Image.new("L", image.size, IGNORE_INDEX)
-        raw = annotation if isinstance(annotation, PIL.Image.Image) else np.asarray(annotation)
-        return PIL.Image.fromarray(self.lookup(raw, f"The annotation of image '{image_id}'"))
+def own_fields(config_class: type) -> list[str]:
+    """Options of a builder's config that are not those of every `datasets.BuilderConfig`."""
+    common = {field.name for field in fields(datasets.BuilderConfig)}
+    return sorted(field.name for field in fields(config_class) if field.name not in common)
+
+
+def without(rows: datasets.Dataset, skipped: Iterable[int]) -> datasets.Dataset:
+    """Rows without those at some positions."""
+    skipped = set(skipped)
+    return rows.select([index for index in range(len(rows)) if index not in skipped]) if skipped else rows

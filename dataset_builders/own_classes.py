@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dataset_builders.label_map import IGNORE_INDEX, Color, LabelMap
+from hf_segkd.data.label_map import IGNORE_INDEX, Color, LabelMap
 from hf_segkd.data.labels import distinct_colors
 from hf_segkd.data.specs import DatasetSpec
 

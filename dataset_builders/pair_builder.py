@@ -4,9 +4,10 @@ from types import ModuleType
 
 import datasets
 
-from dataset_builders import files, label_map
+from dataset_builders import files
 from dataset_builders.files import FileReader, Part, RawFile, examples, list_parts, match
-from dataset_builders.label_map import LabelMap, encode_train_ids
+from hf_segkd.data import label_map, raw
+from hf_segkd.data.label_map import LabelMap, encode_train_ids
 from hf_segkd.data.specs import DatasetSpec
 
 Pairs = list[tuple[RawFile, RawFile | None]]
@@ -27,7 +28,7 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
         COUNTS (`dict[str, int]`): Images per split as published.
         CODE (`tuple[ModuleType, ...]`): Modules beside the subclass's own that rows depend on.
 
-    An instance may have `skipped`, images (`RawFile`) to leave out.
+    Before it prepares anything, an instance is given `pairs`, what [`find_pairs`] found and is to be used.
     """
 
     VERSION = datasets.Version("1.0.0")
@@ -37,8 +38,8 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
     PARTS: tuple[Part, ...]
     LAYOUT: dict[str, tuple[str, str | None]]
     COUNTS: dict[str, int] = {}
-    CODE: tuple[ModuleType, ...] = (files, label_map)
-    skipped: frozenset[RawFile] = frozenset()
+    CODE: tuple[ModuleType, ...] = (files, label_map, raw)
+    pairs: dict[str, Pairs]
 
     @classmethod
     def spec(cls, data_dir: str | None, config: datasets.BuilderConfig) -> DatasetSpec:
@@ -107,10 +108,7 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         return [
-            datasets.SplitGenerator(
-                name=split, gen_kwargs={"pairs": [pair for pair in pairs if pair[0] not in self.skipped]}
-            )
-            for split, pairs in self.find_pairs(dl_manager.manual_dir, self.config).items()
+            datasets.SplitGenerator(name=split, gen_kwargs={"pairs": pairs}) for split, pairs in self.pairs.items()
         ]
 
     def _generate_examples(self, pairs):

@@ -14,7 +14,7 @@ class FileSplit:
     """Pairs of files, in folders or zip archives.
 
     Args:
-        pairs (`Pairs`): From [`~dataset_builders.find_pairs`].
+        pairs (`Pairs`): From [`~dataset_builders.built.BuiltDataset.files`].
         root (`str`, *optional*): Folder that names are relative to.
     """
 
@@ -46,7 +46,7 @@ class FileSplit:
 
 
 class RowSplit:
-    """Rows of a dataset that `datasets` opened.
+    """Rows of a stored dataset.
 
     Args:
         rows (`datasets.Dataset`): Columns `image`, `annotation`, `image_id`; a transform is put aside.

@@ -4,8 +4,8 @@ python dataset_builders/voc_aug.py --data_dir VOCdevkit/VOC2012 --output voc_aug
 """
 
 from dataset_builders.files import Part, examples, list_parts, match, read_lines
-from dataset_builders.label_map import LabelMap
 from dataset_builders.pair_builder import PairBuilder
+from hf_segkd.data.label_map import LabelMap
 from hf_segkd.data.specs import DATASETS
 
 TRAIN_LISTS, VALIDATION_LISTS = ("train_aug.txt", "trainaug.txt"), ("val.txt",)
@@ -83,6 +83,6 @@ def _listed(data_dir: str, lists: tuple[str, ...]) -> list[str] | None:
 
 
 if __name__ == "__main__":
-    from dataset_builders.command_line import main
+    from dataset_builders.prepare import main
 
     main("voc_aug", __doc__)

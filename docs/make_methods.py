@@ -16,7 +16,8 @@ import torch
 
 import dataset_builders
 from hf_segkd.data import DATASETS, SegmentationDataset, TrainTransform, collate
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.loading.any_model import load_model
+from hf_segkd.loading.pretrained import load_processor
 from hf_segkd.losses import LOSSES, DistillationLoss, LossSetup
 from hf_segkd.models import InputNormalization
 from hf_segkd.training.distiller import loss_setup
@@ -98,8 +99,8 @@ def first_step(teacher_folder: str) -> tuple[LossSetup, dict[str, tuple[str, str
     """The setup of the quickstart's pair, and of each loss its first value and whether it reads the labels."""
     torch.manual_seed(0)
     spec = DATASETS["synthetic"]
-    teacher, student = load_segmenter(teacher_folder), load_segmenter(STUDENT, id2label=spec.id2label)
-    rows = dataset_builders.load_split("synthetic", None, "train", num_train=8, num_validation=1, num_test=1)
+    teacher, student = load_model(teacher_folder)[0], load_model(STUDENT, id2label=spec.id2label)[0]
+    rows = dataset_builders.open_dataset("synthetic", num_train=8, num_validation=1, num_test=1).split("train")
     dataset = SegmentationDataset(rows, TrainTransform((96, 128), (0.75, 1.5)), spec.num_labels)
     batch = collate([dataset[index] for index in range(8)])
     setup, outputs = loss_setup(student, teacher, (96, 128)), []

@@ -13,7 +13,7 @@ import yaml
 
 from hf_segkd.conversion import FAMILIES
 from hf_segkd.evaluation.profiling import count_macs
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import BACKBONES
 
 SIZE = (512, 1024)
@@ -133,7 +133,7 @@ ROWS = (
 def build(row: Row):
     """The network without memory for its weights."""
     with torch.device("meta"):
-        return load_segmenter(row.spec, id2label={index: str(index) for index in range(row.num_labels)})
+        return load_model(row.spec, id2label={index: str(index) for index in range(row.num_labels)})[0]
 
 
 def line(row: Row) -> str:

@@ -14,7 +14,7 @@ from helpers.commands import recipe
 from helpers.paths import SHARED, TESTS
 from helpers.tiny import LABELS, TINY
 from hf_segkd.commands import distill
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 
 # Files whose tests start processes or train several runs: `make test-fast` leaves them out.
 INTEGRATION = (
@@ -47,13 +47,13 @@ def camvid():
 @pytest.fixture
 def tiny_student():
     torch.manual_seed(0)
-    return load_segmenter(TINY, id2label=LABELS)
+    return load_model(TINY, id2label=LABELS)[0]
 
 
 @pytest.fixture
 def tiny_teacher():
     torch.manual_seed(1)
-    return load_segmenter({**TINY, "hidden_sizes": [4, 10, 15], "use_decoder": True}, id2label=LABELS)
+    return load_model({**TINY, "hidden_sizes": [4, 10, 15], "use_decoder": True}, id2label=LABELS)[0]
 
 
 @pytest.fixture(scope="module")

@@ -22,21 +22,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import load_file, save_file
-
-import dataset_builders
-from dataset_builders import data_options
-from hf_segkd.commands import distill
+from dataset_builders import open_from_arguments
+from hf_segkd.commands.flags import CommandParser
 from hf_segkd.console import plain_logs, readable_errors
-from hf_segkd.data import EvalTransform, SegmentationDataset
-from hf_segkd.evaluation.scoring import WHOLE, evaluate_model
-from hf_segkd.loading.any_model import load_with_processor
-from hf_segkd.recipe import load_yaml, parse
 from hf_segkd.reports.files import write_json
-from hf_segkd.reports.method_benchmark import changed_keys, plot_gains, read_results, results_table, write_results
-from hf_segkd.training.config import DistillationConfig
+
+if TYPE_CHECKING:
+    from hf_segkd.commands import distill
 
 METHODS = Path(__file__).resolve().parents[1] / "recipes" / "methods"
 SCORES, COUNTS = "benchmark.json", "counts.safetensors"
@@ -84,6 +78,11 @@ def plan(options: argparse.Namespace, flags: list[str]) -> list[Run]:
     Raises:
         ValueError: If a method or a flag is unknown, or a folder holds a run of other settings.
     """
+    from hf_segkd.commands import distill
+    from hf_segkd.recipe import load_yaml, parse
+    from hf_segkd.reports.method_benchmark import changed_keys
+    from hf_segkd.training.config import DistillationConfig
+
     if not options.output_dir:
         raise ValueError("No output folder. Give --output_dir FOLDER.")
     runs = []
@@ -105,7 +104,7 @@ def plan(options: argparse.Namespace, flags: list[str]) -> list[Run]:
 
 
 def work(run: Run, devices: queue.SimpleQueue, split: str) -> bool:
-    """Train and score one run in a process of its own, unless that was done before; whether it succeeded."""
+    """Train and score one run in its own process, unless that was done before; whether it succeeded."""
     if (run.folder / SCORES).is_file():
         return True
     device = devices.get()
@@ -128,15 +127,20 @@ def work(run: Run, devices: queue.SimpleQueue, split: str) -> bool:
 
 def score(run: Run, split: str) -> None:
     """Score a finished student on `split` and keep what was counted on each image."""
-    options = data_options(run.script)
-    spec = dataset_builders.dataset_spec(run.script.dataset, run.script.data_dir, **options)
-    rows = dataset_builders.load_split(run.script.dataset, run.script.data_dir, split, **options)
-    dataset = SegmentationDataset(rows, EvalTransform(spec.ignore_index), spec.num_labels)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    evaluation = evaluate_model(*load_with_processor(str(run.folder)), dataset, WHOLE, spec.ignore_index, device)
+    from safetensors.torch import save_file
+
+    from hf_segkd.evaluation.scoring import evaluate
+    from hf_segkd.evaluation.segmenter import Segmenter, default_device
+    from hf_segkd.loading.any_model import load_model
+
+    dataset = open_from_arguments(run.script)
+    images = dataset.evaluation_set(split)
+    segmenter = Segmenter(*load_model(str(run.folder)), device=default_device())
+    evaluation = evaluate(segmenter, images, ignore_index=dataset.spec.ignore_index)
     trained = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     scores = {"method": run.method, "seed": run.seed, "mean_iou": evaluation.scores()["mean_iou"]}
-    scores |= {"dataset": spec.name, "split": split, "images": len(dataset), "protocol": str(WHOLE)}
+    scores |= {"dataset": dataset.spec.name, "split": split, "images": len(images)}
+    scores["protocol"] = str(segmenter.protocol)
     kept = ("seconds_per_step", "peak_memory_mib", "loss_parameters", "steps", "hardware", "commit")
     save_file({"counts": evaluation.per_image.int()}, run.folder / COUNTS)
     write_json(scores | {key: trained[key] for key in kept}, run.folder / SCORES)  # last: it says that all is there
@@ -144,6 +148,10 @@ def score(run: Run, split: str) -> None:
 
 def collect(runs: list[Run], options: argparse.Namespace) -> None:
     """Put the scores of all finished runs into `results.json` and `counts.safetensors` of the output folder."""
+    from safetensors.torch import load_file
+
+    from hf_segkd.reports.method_benchmark import write_results
+
     scores = [json.loads((run.folder / SCORES).read_text(encoding="utf-8")) for run in runs]
     for run, entry in zip(runs, scores, strict=True):
         entry["log_sha256"] = hashlib.sha256(log_file(run).read_bytes()).hexdigest()
@@ -153,6 +161,8 @@ def collect(runs: list[Run], options: argparse.Namespace) -> None:
 
 def report(folder: Path) -> str:
     """Write `table.md` and `gains.png` from a folder's results; returns the table."""
+    from hf_segkd.reports.method_benchmark import plot_gains, read_results, results_table
+
     results = read_results(folder)
     text = results_table(results)
     (folder / "table.md").write_text(text, encoding="utf-8")
@@ -168,14 +178,13 @@ def log_file(run: Run) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of this script; what it does not know is left for `distill.py`."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
+    """Command line of this command; what it does not know is left for `distill`."""
+    parser = CommandParser("benchmark", __doc__, allow_abbrev=False)
     add = parser.add_argument
     add("recipes", nargs="*", help="recipes of data and pair")
     add("--methods", nargs="+", default=["baseline"], help="names of method recipes, or paths; the baseline first")
-    add("--seeds", type=int, nargs="+", default=[0])
-    add("--split", default="test", help="split that is scored")
+    add("--seeds", type=int, nargs="+", default=[0], help="seeds; each method is trained once with each (default: 0)")
+    add("--split", default="test", help="split that is scored (default: test)")
     add("--output_dir", help="folder of the queue: runs, table and plot")
     add("--gpus", nargs="+", help="GPUs to use, one run on each: 0 1 2")
     add("--report", metavar="FOLDER", help="only write table and plot from its results.json")

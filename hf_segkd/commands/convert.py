@@ -1,37 +1,19 @@
 """Convert an original checkpoint into a folder for `from_pretrained`, and check that the two agree.
 
-python scripts/convert.py CHECKPOINT.pth FOLDER --dataset camvid
-python scripts/convert.py --list
+hf-segkd convert CHECKPOINT.pth FOLDER --dataset camvid
+hf-segkd convert --list
 """
 
+from __future__ import annotations
+
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
-
+from hf_segkd.commands.flags import CommandParser
 from hf_segkd.console import readable_errors
-from hf_segkd.conversion import FAMILIES, convert, converted_processor, load_original, recognise
 from hf_segkd.data.specs import DATASETS
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
 
 PROBE_SIZE = (96, 136)
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="original file, such as ESP_base_57.8.pth")
-    parser.add_argument("folder", type=Path, nargs="?", help="where the model and its image processor are saved")
-    parser.add_argument("--dataset", choices=sorted(DATASETS), help="dataset it was trained on, names the classes")
-    parser.add_argument("--overwrite", action="store_true", help="save into a folder that holds files already")
-    parser.add_argument("--list", action="store_true", help="name the checkpoints that can be read, and stop")
-    args = parser.parse_args(argv)
-    if not args.list and args.folder is None:
-        parser.error("name a checkpoint and a folder, or pass --list")
-    return args
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
@@ -41,16 +23,24 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"'{folder}' is not empty. Name another folder, or pass --overwrite.")
 
 
-@torch.no_grad()
-def probe(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    logits = model(pixel_values=pixel_values).logits
+def probe(model, pixel_values):
+    """Logits of an image, which must tell something."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(pixel_values=pixel_values).logits
     spread = (logits.amax(dim=(2, 3)) - logits.amin(dim=(2, 3))).max()
     if not logits.isfinite().all() or spread == 0:
         raise ValueError("The converted model gives logits that are constant or not finite: its weights are broken.")
     return logits
 
 
-def describe(config: PreTrainedConfig) -> str:
+def describe(config) -> str:
+    """What is particular to a config, in one line."""
+    from dataclasses import fields
+
+    from transformers import PreTrainedConfig
+
     own = {field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)}
     values = {name: getattr(config, name) for name in sorted(own)}
     for name, value in values.items():
@@ -59,18 +49,28 @@ def describe(config: PreTrainedConfig) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
-def check_reloaded(folder: Path, model: PreTrainedModel, image: Tensor, logits: Tensor) -> None:
+def check_reloaded(folder: Path, model, image, logits) -> None:
     """Weights bit for bit; logits up to the last bits, which depend on where the weights lie in memory."""
-    reloaded = load_segmenter(str(folder))
-    pixel_values = load_processor(str(folder))(image, return_tensors="pt")["pixel_values"]
+    from hf_segkd.loading.any_model import load_model
+
+    reloaded, processor = load_model(str(folder))
+    pixel_values = processor(image, return_tensors="pt")["pixel_values"]
     weights = reloaded.state_dict()
-    same = all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    same = all(value.equal(weights[key]) for key, value in model.state_dict().items())
     if not same or (logits - probe(reloaded, pixel_values)).abs().max() > 1e-5 * logits.abs().max():
         raise ValueError(f"The model saved in '{folder}' is not the one converted.")
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+    """Convert what the command line names, or list what can be converted."""
+    args = parser().parse_args(argv)
+    if not args.list and args.folder is None:
+        parser().error("name a checkpoint and a folder, or pass --list")
+    import torch
+    from transformers.utils import logging
+
+    from hf_segkd.conversion import FAMILIES, convert, converted_processor, load_original, recognise
+
     if args.list:
         width = max(len(family.name) for family in FAMILIES)
         for family in FAMILIES:
@@ -95,3 +95,15 @@ def main(argv: list[str] | None = None) -> None:
     print(f"config      num_labels={model.config.num_labels}, {describe(model.config)}")
     print(f"parameters  {model.num_parameters():,}")
     print(f"saved       {args.folder} (the same after reloading)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of this command."""
+    parser = CommandParser("convert", __doc__)
+    add = parser.add_argument
+    add("checkpoint", type=Path, nargs="?", help="original file, such as ESP_base_57.8.pth")
+    add("folder", type=Path, nargs="?", help="where the model and its image processor are saved")
+    add("--dataset", choices=sorted(DATASETS), help="dataset it was trained on, names the classes")
+    add("--overwrite", action="store_true", help="save into a folder that holds files already")
+    add("--list", action="store_true", help="name the checkpoints that can be read, and stop")
+    return parser

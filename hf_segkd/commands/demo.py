@@ -1,55 +1,57 @@
 """Start a page on which models are tried: upload an image, see each model's classes, time and areas.
 
-    python scripts/demo.py STUDENT --teacher TEACHER
-    python scripts/demo.py USER/STUDENT --teacher USER/TEACHER --space FOLDER
+    hf-segkd demo STUDENT --teacher TEACHER
+    hf-segkd demo USER/STUDENT --teacher USER/TEACHER --space FOLDER
 
-Models are folders or Hub ids. With --space, nothing is started: FOLDER gets the files of a Gradio Space.
+Models are folders, Hub ids or original checkpoints (.pth). With --space, nothing is started: FOLDER gets the files of
+a Gradio Space, whose models are Hub ids.
 """
 
 from __future__ import annotations
 
 import argparse
 
-import torch
-from PIL import Image
-
-from dataset_builders.street_scenes import draw_scene
+from hf_segkd.commands.flags import CommandParser
 from hf_segkd.console import plain_logs, readable_errors
-from hf_segkd.deployment.demo_page import DemoPage, write_space
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
 
 
 def main(argv: list[str] | None = None) -> None:
     """Start the page, or write the Space, as the command line says."""
     arguments = parser().parse_args(argv)
     plain_logs()
+    from hf_segkd.deployment.demo_page import DemoPage, write_space
+    from hf_segkd.evaluation.segmenter import Segmenter, default_device
+    from hf_segkd.loading.any_model import load_model
+
     with readable_errors():
         if arguments.space:
             print(write_space(arguments.space, arguments.student, arguments.teacher, examples()))
             return
-        models = ({"Teacher": arguments.teacher} if arguments.teacher else {}) | {"Student": arguments.student}
-        pairs = {title: (load(spec, arguments.device), load_processor(spec)) for title, spec in models.items()}
-        page = DemoPage(pairs).build(examples())
+        models = {"Teacher": arguments.teacher} if arguments.teacher else {}
+        models["Student"] = arguments.student
+        device = arguments.device or default_device()
+        segmenters = {title: Segmenter(*load_model(spec), device=device) for title, spec in models.items()}
+        page = DemoPage(segmenters).build(examples())
     page.launch(server_name=arguments.host, server_port=arguments.port, share=False)
 
 
-def load(spec: str, device: str):
-    return load_segmenter(spec).to(device)
-
-
-def examples(count: int = 4) -> list[Image.Image]:
+def examples(count: int = 4) -> list:
     """Street scenes, drawn anew each time: free to be published."""
+    from PIL import Image
+
+    from dataset_builders.street_scenes import draw_scene
+
     return [Image.fromarray(draw_scene("test", index, 240, 320, seed=0)[0]) for index in range(count)]
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Command line of this command."""
+    parser = CommandParser("demo", __doc__)
     add = parser.add_argument
-    add("student", help="folder or Hub id")
-    add("--teacher", help="folder or Hub id, shown beside it")
+    add("student", help="folder, Hub id or original checkpoint (.pth) of the model to try")
+    add("--teacher", help="folder, Hub id or original checkpoint (.pth) of a second model, shown beside it")
     add("--space", metavar="FOLDER", help="write the files of a Gradio Space there; models must be Hub ids")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    add("--device", choices=["cpu", "cuda"], help="where the models run (default: the GPU where there is one)")
     add("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0: reachable from other machines")
-    add("--port", type=int, help="default: the first free one from 7860")
+    add("--port", type=int, help="port to serve at (default: the first free one from 7860)")
     return parser

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from accelerate.utils import set_seed
 
-import dataset_builders
-from dataset_builders import data_options
+from dataset_builders import open_from_arguments
+from dataset_builders.opened import OpenedDataset
 from hf_segkd.console import TrainingFault, plain_logs, readable_errors
 from hf_segkd.hub import pin_revision
-from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.norm_calibration import calibrate_folded_norms
 from hf_segkd.recipe import parse
 from hf_segkd.reports.metrics_report import metrics_report, run_facts, training_cost
@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> dict:
             checkpoint = find_checkpoint(config, script.overwrite, script.resume)
         if script.teacher and (revision := pin_revision(script.teacher, script.teacher_revision)):
             script.teacher_revision = recipe["teacher_revision"] = revision  # a branch moves on, a recipe must not
-        trainer, skipped = build(script, config)
+        dataset = open_from_arguments(script)
+        trainer, skipped = build(script, config, dataset)
     trainer.accelerator.wait_for_everyone()  # nobody writes while another process still looks at the folder
     if trainer.args.should_save:
         begin_run(config.output_dir, recipe, script.overwrite)
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict:
         sys.exit(128 + trainer.interrupted)
     cost = training_cost(trainer.state.log_history, runtime, first_step, step)
     trainer.evaluate()
-    spec = dataset_builders.dataset_spec(script.dataset, script.data_dir, **data_options(script))
+    spec = dataset.spec
     report = metrics_report(
         trainer.eval_scores,
         spec.labels,
@@ -85,22 +86,22 @@ def main(argv: list[str] | None = None) -> dict:
     return report
 
 
-def build(script: ScriptArguments, config: DistillationConfig) -> tuple[DistillationTrainer, int]:
+def build(
+    script: ScriptArguments, config: DistillationConfig, dataset: OpenedDataset
+) -> tuple[DistillationTrainer, int]:
     """Check everything that can be checked, load data and models; return the trainer and how many images it skips.
 
     Raises:
         ValueError: For whatever is wrong in recipe, data or models; nothing has been trained by then.
     """
-    spec = dataset_builders.dataset_spec(script.dataset, script.data_dir, **data_options(script))
+    spec = dataset.spec
     hints = (script.teacher_features, script.teacher_classes, script.teacher_revision, script.trust_remote_code)
     teacher, teacher_processor = load_teacher(script.teacher, config.losses, spec.labels, *hints)
     set_seed(config.seed)
-    student, processor = load_with_processor(
-        script.student, id2label=spec.id2label, trust_remote_code=script.trust_remote_code
-    )
+    student, processor = load_model(script.student, id2label=spec.id2label, trust_remote_code=script.trust_remote_code)
     check_classes(student, spec.labels, "student")
 
-    data = training_data(script, spec, config.seed)
+    data = training_data(script, dataset, config.seed)
     calibrate_folded_norms(student, processor, data.train)
     trainer = DistillationTrainer(
         student,

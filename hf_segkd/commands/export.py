@@ -1,11 +1,12 @@
 """Write a model as ONNX files, compare them with PyTorch, and measure size, time and mIoU.
 
-    python scripts/export.py FOLDER_OR_HUB_ID --output_dir OUT
-    python scripts/export.py FOLDER_OR_HUB_ID --precisions fp32 fp16 int8 int8_dynamic --dataset camvid \\
-        --data_dir CamVid --split test --output_dir OUT
+    hf-segkd export MODEL --output_dir OUT
+    hf-segkd export MODEL --precisions fp32 fp16 int8 int8_dynamic --dataset camvid --data_dir CamVid --split test \\
+        --output_dir OUT
 
-A file takes uint8 RGB images (B, H, W, 3) of any size and returns class ids (B, H, W). With --dataset, the table has
-the mIoU of each file; int8 is calibrated on its training split.
+MODEL is a folder, a Hub id or an original checkpoint (.pth). A file takes uint8 RGB images (B, H, W, 3) of any size
+and returns class ids (B, H, W). With --dataset, the table has the mIoU of each file; int8 is calibrated on its
+training split.
 """
 
 from __future__ import annotations
@@ -16,23 +17,13 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch.utils.data import Dataset
-from transformers import HfArgumentParser, PreTrainedModel
-
-import dataset_builders
-from dataset_builders.street_scenes import draw_scene
+from dataset_builders import DataArguments, open_from_arguments
+from hf_segkd.commands.flags import CommandParser, add_fields
 from hf_segkd.console import plain_logs, readable_errors
-from hf_segkd.data import EvalTransform, SegmentationDataset
-from hf_segkd.deployment.onnx_export import OUTPUTS, export_onnx, quantize_dynamic, quantize_static
-from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter, crops, images_of, measurements, to_markdown
-from hf_segkd.evaluation.segmenter import TorchSegmenter
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
 from hf_segkd.reports.files import write_json
-from hf_segkd.training.checks import check_classes
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8_dynamic")
+OUTPUTS = ("labels", "logits")
 MIN_AGREEMENT = 0.9999
 
 
@@ -43,20 +34,30 @@ def main(argv: list[str] | None = None) -> list[dict]:
     # The exporter warns of torchvision, which nothing here needs, and of its own use of torch.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+    import torch
+
+    from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter, crops, images_of, measurements, to_markdown
+    from hf_segkd.evaluation.segmenter import Segmenter
+    from hf_segkd.loading.any_model import load_model
+    from hf_segkd.training.checks import check_classes
+
     with readable_errors():
         if "int8" in arguments.precisions and not arguments.dataset:
             raise ValueError("int8 is calibrated on training images: give a --dataset, or choose int8_dynamic.")
-        model, processor = load_segmenter(arguments.model), load_processor(arguments.model)
-        scored = open_split(arguments, model, arguments.split) if arguments.dataset else None
-        paths = write_files(model, processor, arguments)
+        model, processor = load_model(arguments.model)
+        dataset = open_from_arguments(arguments) if arguments.dataset else None
+        if dataset:
+            check_classes(model, dataset.spec.labels, "model")
+        scored = dataset.evaluation_set(arguments.split) if dataset else None
+        paths = write_files(model, processor, dataset, arguments)
         files = {name: OnnxSegmenter(path) for name, path in paths.items()}
 
     pictures = images_of(scored, count=4) if scored else scenes(arguments.size or (512, 1024))
     batches = [picture[None] for picture in pictures]
     if not arguments.size:
         batches = list(crops(pictures, files["fp32"].metadata["size_multiple"]))
-    segmenters = {"PyTorch": TorchSegmenter(model, processor), **files}
-    ignore_index = scored.transform.ignore_index if scored else 255
+    segmenters = {"PyTorch": Segmenter(model, processor), **files}
+    ignore_index = dataset.spec.ignore_index if dataset else 255
     rows = measurements(segmenters, batches, pictures[0], scored, model.config.num_labels, ignore_index)
     height, width, _ = pictures[0].shape
     conditions = f"{height} x {width} pixels, {torch.get_num_threads()} threads, {len(scored or ())} images scored"
@@ -69,47 +70,43 @@ def main(argv: list[str] | None = None) -> list[dict]:
     return rows
 
 
-def write_files(model: PreTrainedModel, processor, arguments: argparse.Namespace) -> dict[str, Path]:
+def write_files(model, processor, dataset, arguments: argparse.Namespace) -> dict[str, Path]:
     """The files asked for, by precision; fp32 always, because int8 is made from it."""
+    from hf_segkd.deployment.onnx_export import export_onnx, quantize_dynamic, quantize_static
+    from hf_segkd.deployment.onnx_segmenter import images_of
+
     paths = {name: Path(arguments.output_dir) / f"model_{name}.onnx" for name in PRECISIONS}
     wanted = {"fp32": paths["fp32"]} | {name: paths[name] for name in arguments.precisions}
     for name in ("fp32", "fp16"):
         if name in wanted:
             export_onnx(model, processor, paths[name], arguments.output, name, arguments.size)
     if "int8" in wanted:
-        training = open_split(arguments, model, "train")
+        training = dataset.evaluation_set(dataset.spec.train_split)
         quantize_static(paths["fp32"], paths["int8"], images_of(training, arguments.calibration_images))
     if "int8_dynamic" in wanted:
         quantize_dynamic(paths["fp32"], paths["int8_dynamic"])
     return wanted
 
 
-def open_split(arguments: argparse.Namespace, model: PreTrainedModel, split: str | None) -> Dataset:
-    """A split (the validation split for `None`) of the dataset on the command line, whole images."""
-    options = dataset_builders.data_options(arguments)
-    spec = dataset_builders.dataset_spec(arguments.dataset, arguments.data_dir, **options)
-    check_classes(model, spec.labels, "model")
-    rows = dataset_builders.load_split(arguments.dataset, arguments.data_dir, split or spec.eval_split, **options)
-    return SegmentationDataset(rows, EvalTransform(spec.ignore_index), spec.num_labels)
+def scenes(size: tuple[int, int], count: int = 4) -> list:
+    """Street scenes, arrays (H, W, 3), for a model of which no data is at hand."""
+    from dataset_builders.street_scenes import draw_scene
 
-
-def scenes(size: tuple[int, int], count: int = 4) -> list[np.ndarray]:
-    """Street scenes, for a model of which no data is at hand."""
     return [draw_scene("test", index, *size, seed=0)[0] for index in range(count)]
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of this script."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = HfArgumentParser(dataset_builders.DataArguments, description=__doc__, formatter_class=form)
+    """Command line of this command."""
+    parser = CommandParser("export", __doc__)
     add = parser.add_argument
-    add("model", help="folder or Hub id")
+    add("model", help="folder, Hub id or original checkpoint (.pth)")
     add("--output_dir", required=True, help="folder for model_<precision>.onnx, export.json and export.md")
-    add("--precisions", nargs="+", default=["fp32"], choices=PRECISIONS, help="fp32 is always written")
-    add("--output", default="labels", choices=sorted(OUTPUTS), help="class ids at image size, or the model's logits")
-    add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="fixed size, pixels (default: any)")
+    add("--precisions", nargs="+", default=["fp32"], choices=PRECISIONS, help="files to write; fp32 is always written")
+    add("--output", default="labels", choices=OUTPUTS, help="class ids at image size, or the model's logits")
+    add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="fixed size of images, pixels (default: any)")
     add("--dataset", help="what is scored, int8 calibrated on: a builder's name, a folder or a Hub id")
     add("--data_dir", help="folder of the raw dataset")
     add("--split", help="split that is scored (default: the dataset's validation split)")
-    add("--calibration_images", type=int, default=32, help="images of the training split that int8 is calibrated on")
+    add("--calibration_images", type=int, default=32, help="training images that int8 is calibrated on (default: 32)")
+    add_fields(parser, DataArguments, "data")
     return parser

@@ -1,6 +1,8 @@
 """t-SNE of pixel embeddings by class, one panel per model, the same pixels in each.
 
-python scripts/features.py TEACHER STUDENT BASELINE --dataset camvid --data_dir CamVid --output features.png
+    hf-segkd features TEACHER STUDENT BASELINE --dataset camvid --data_dir CamVid --output features.png
+
+Models are folders, Hub ids or original checkpoints (.pth).
 """
 
 from __future__ import annotations
@@ -8,62 +10,59 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from torch.utils.data import Subset
-from transformers import HfArgumentParser
-
-import dataset_builders
+from dataset_builders import BUILDERS, DataArguments, open_from_arguments
+from hf_segkd.commands.flags import CommandParser, add_fields
 from hf_segkd.console import plain_logs, readable_errors
-from hf_segkd.data import EvalTransform, SegmentationDataset
-from hf_segkd.data.sampling import evenly_spread
-from hf_segkd.evaluation.embeddings import pixel_embeddings, tsne
-from hf_segkd.loading.any_model import load_with_processor
-from hf_segkd.reports.figures import plot_embeddings
 from hf_segkd.reports.files import model_names
-from hf_segkd.training.checks import check_classes
 
 
 def main(argv: list[str] | None = None) -> None:
     """Draw what the command line says."""
     arguments = parser().parse_args(argv)
     plain_logs()
+    from torch.utils.data import Subset
+
+    from hf_segkd.data.sampling import evenly_spread
+    from hf_segkd.evaluation.embeddings import pixel_embeddings, tsne
+    from hf_segkd.evaluation.segmenter import Segmenter, default_device
+    from hf_segkd.loading.any_model import load_model
+    from hf_segkd.reports.figures import plot_embeddings
+    from hf_segkd.training.checks import check_classes
+
     with readable_errors():
-        options = dataset_builders.data_options(arguments)
-        spec = dataset_builders.dataset_spec(arguments.dataset, arguments.data_dir, **options)
+        dataset = open_from_arguments(arguments)
+        spec, device = dataset.spec, arguments.device or default_device()
         names = model_names(arguments.models)
-        models = {name: load_with_processor(model) for name, model in names.items()}
-        for model, _ in models.values():
-            check_classes(model, spec.labels, "model")
-        split = arguments.split or spec.eval_split
-        rows = dataset_builders.load_split(arguments.dataset, arguments.data_dir, split, **options)
-        dataset = SegmentationDataset(rows, EvalTransform(spec.ignore_index), spec.num_labels)
-        count = min(arguments.num_images, len(dataset))
-        dataset = Subset(dataset, evenly_spread(len(dataset), count))
+        segmenters = {name: Segmenter(*load_model(model), device=device) for name, model in names.items()}
+        for segmenter in segmenters.values():
+            check_classes(segmenter.model, spec.labels, "model")
+        images = dataset.evaluation_set(arguments.split)
+        images = Subset(images, evenly_spread(len(images), arguments.num_images))
         Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         maps = {}
-        for name, (model, processor) in models.items():
+        for name, segmenter in segmenters.items():
             vectors, classes = pixel_embeddings(
-                model, processor, dataset, arguments.per_class, spec.num_labels, arguments.seed, arguments.device
+                segmenter, images, arguments.per_class, spec.num_labels, arguments.seed
             )
             maps[name] = tsne(vectors, arguments.seed, arguments.perplexity), classes
-            print(f"{name}: {len(vectors)} pixels of {count} images", flush=True)
+            print(f"{name}: {len(vectors)} pixels of {len(images)} images", flush=True)
         plot_embeddings(maps, spec, arguments.output)
     print(arguments.output)
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of this script."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = HfArgumentParser(dataset_builders.DataArguments, description=__doc__, formatter_class=form)
+    """Command line of this command."""
+    parser = CommandParser("features", __doc__)
     add = parser.add_argument
-    add("models", nargs="+", help="folders or Hub ids")
-    add("--dataset", required=True, help=", ".join(dataset_builders.BUILDERS) + "; or a folder or Hub id")
+    add("models", nargs="+", help="folders, Hub ids or original checkpoints (.pth), one panel each")
+    add("--dataset", required=True, help=", ".join(BUILDERS) + "; or a folder or Hub id that `datasets` opens")
     add("--data_dir", help="folder of the raw dataset")
     add("--split", help="train, validation or test (default: the dataset's validation split)")
     add("--output", required=True, help="picture to write, .png or .pdf")
-    add("--num_images", type=int, default=20, help="images, evenly spread over the split")
-    add("--per_class", type=int, default=10, help="pixels of each class from each image")
-    add("--perplexity", type=float, default=30.0, help="of t-SNE")
-    add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    add("--num_images", type=int, default=20, help="images, evenly spread over the split (default: 20)")
+    add("--per_class", type=int, default=10, help="pixels of each class from each image (default: 10)")
+    add("--perplexity", type=float, default=30.0, help="perplexity of t-SNE (default: 30)")
+    add("--seed", type=int, default=0, help="seed of the choice of pixels and of t-SNE (default: 0)")
+    add("--device", choices=["cpu", "cuda"], help="where the models run (default: the GPU where there is one)")
+    add_fields(parser, DataArguments, "data")
     return parser

@@ -1,9 +1,10 @@
 """What models cost: parameters, GMACs, latency, throughput and peak memory, teacher and student in one table.
 
-    python scripts/profile_model.py TEACHER STUDENT --size 512 1024 --variants eager bf16 --output_dir OUT
+    hf-segkd profile TEACHER STUDENT --size 512 1024 --variants eager bf16 --output_dir OUT
 
-The first model is the one that the ratios refer to. Each measurement runs in a fresh process, so that none inherits
-the memory of another; a model is a folder, a Hub id, or YAML such as "{model_type: espnet, use_decoder: false}".
+The first model is the one that the ratios refer to. Each measurement runs in its own process, so that none inherits
+the memory of another; a model is a folder, a Hub id, an original checkpoint (.pth), or YAML such as
+"{model_type: espnet, use_decoder: false}".
 """
 
 from __future__ import annotations
@@ -12,15 +13,10 @@ import argparse
 import multiprocessing
 from pathlib import Path
 
-import torch
-
+from hf_segkd.commands.flags import CommandParser
 from hf_segkd.console import plain_logs, readable_errors
-from hf_segkd.evaluation.profiling import VARIANTS, count_macs, hardware_name, measure
-from hf_segkd.loading.any_model import load_with_processor
-from hf_segkd.loading.pretrained import load_segmenter
-from hf_segkd.recipe import load_yaml
+from hf_segkd.evaluation.settings import VARIANTS
 from hf_segkd.reports.files import write_json
-from hf_segkd.reports.tables import markdown_table
 
 COLUMNS = (
     ("parameters", "M parameters", 1e6),
@@ -36,6 +32,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
     """Measure as the command line says and return one row for each model and variant."""
     arguments = parser().parse_args(argv)
     plain_logs()
+    import torch
+
+    from hf_segkd.evaluation.profiling import count_macs, hardware_name
+    from hf_segkd.evaluation.segmenter import default_device
+
+    arguments.device = arguments.device or default_device()
+    arguments.threads = arguments.threads or torch.get_num_threads()
     size, rows = tuple(arguments.size), []
     spawn = multiprocessing.get_context("spawn")
     for spec in arguments.models:
@@ -59,7 +62,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 def run(spec: str, size: tuple[int, int], variant: str, options: dict) -> dict[str, float]:
-    """One measurement, in a process of its own."""
+    """One measurement, in its own process."""
+    import torch
+
+    from hf_segkd.evaluation.profiling import measure
+
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
     model = load(spec, options["num_labels"])
@@ -67,9 +74,11 @@ def run(spec: str, size: tuple[int, int], variant: str, options: dict) -> dict[s
 
 
 def load(spec: str, num_labels: int):
-    if not spec.lstrip().startswith("{"):
-        return load_with_processor(spec)[0]
-    return load_segmenter(load_yaml(spec), id2label={index: f"LABEL_{index}" for index in range(num_labels)})
+    """The model that `spec` names, or a new one of `num_labels` classes."""
+    from hf_segkd.loading.any_model import load_model
+
+    new = spec.lstrip().startswith("{")
+    return load_model(spec, {index: f"LABEL_{index}" for index in range(num_labels)} if new else None)[0]
 
 
 def describe(row: dict) -> str:
@@ -78,6 +87,8 @@ def describe(row: dict) -> str:
 
 def markdown(rows: list[dict]) -> str:
     """Table with, behind each number, its ratio to the first row's."""
+    from hf_segkd.reports.tables import markdown_table
+
     table = []
     for row in rows:
         cells = []
@@ -89,16 +100,20 @@ def markdown(rows: list[dict]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Command line of this command."""
+    parser = CommandParser("profile", __doc__)
     add = parser.add_argument
-    add("models", nargs="+", help="folders, Hub ids, or YAML of new models; the first one is the reference")
-    add("--size", type=int, nargs=2, default=[512, 1024], metavar=("HEIGHT", "WIDTH"), help="pixels")
-    add("--batch_size", type=int, default=1)
-    add("--variants", nargs="+", default=["eager"], choices=VARIANTS)
-    add("--num_labels", type=int, default=19, help="classes of new models")
-    add("--repeats", type=int, default=20, help="timed passes")
-    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    add(
+        "models",
+        nargs="+",
+        help="folders, Hub ids, original checkpoints (.pth), or YAML of new models; ratios are to the first",
+    )
+    add("--size", type=int, nargs=2, default=[512, 1024], metavar=("HEIGHT", "WIDTH"), help="size of images, pixels")
+    add("--batch_size", type=int, default=1, help="images at a time (default: 1)")
+    add("--variants", nargs="+", default=["eager"], choices=VARIANTS, help="ways to run each model (default: eager)")
+    add("--num_labels", type=int, default=19, help="classes of new models (default: 19)")
+    add("--repeats", type=int, default=20, help="timed passes (default: 20)")
+    add("--threads", type=int, help="CPU threads (default: as many as PyTorch takes)")
+    add("--device", choices=["cpu", "cuda"], help="where the models run (default: the GPU where there is one)")
     add("--output_dir", help="folder for benchmark.json and benchmark.md")
     return parser

@@ -1,9 +1,9 @@
 """Upload the folder of a finished run to the Hub, with its model card.
 
-    python scripts/push.py runs/camvid_kd_cwd OWNER/NAME
-    python scripts/push.py runs/camvid_kd_cwd OWNER/NAME --private --branch trial --token_file ~/.my_token
+    hf-segkd push runs/camvid_kd_cwd OWNER/NAME
+    hf-segkd push runs/camvid_kd_cwd OWNER/NAME --private --branch trial --token_file ~/.my_token
 
-The same command again uploads what is missing or has changed. Checkpoints and logs stay at home.
+The same command again uploads what is missing or has changed. Checkpoints and logs are not uploaded.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hf_segkd.commands.flags import CommandParser
 from hf_segkd.console import readable_errors
-from hf_segkd.hub import open_repository, push_folder
-from hf_segkd.reports.model_card import update_model_card
 
 
 def main(argv: list[str] | None = None) -> str:
     """Upload as the command line says and return the address of the commit."""
     arguments = parser().parse_args(argv)
+    from hf_segkd.hub import open_repository, push_folder
+    from hf_segkd.reports.model_card import update_model_card
+
     with readable_errors():
         check_folder(arguments.folder)
         token = Path(arguments.token_file).expanduser().read_text().strip() if arguments.token_file else None
@@ -43,8 +45,8 @@ def check_folder(folder: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Command line of this command."""
+    parser = CommandParser("push", __doc__)
     add = parser.add_argument
     add("folder", help="output_dir of a finished run")
     add("repo_id", help="OWNER/NAME, or NAME for your own; created when it does not exist")

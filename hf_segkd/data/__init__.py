@@ -1,17 +1,23 @@
-from hf_segkd.data.cache import DecodedRows, decoded
-from hf_segkd.data.photometric import PhotometricJitter
-from hf_segkd.data.specs import DATASETS, DatasetSpec
-from hf_segkd.data.transforms import EvalTransform, SegmentationDataset, TrainTransform, check_labels, collate
+"""Specs of datasets, and what turns their rows into tensors. Names are loaded on first use: most need torch."""
 
-__all__ = [
-    "DATASETS",
-    "DatasetSpec",
-    "DecodedRows",
-    "EvalTransform",
-    "PhotometricJitter",
-    "SegmentationDataset",
-    "TrainTransform",
-    "check_labels",
-    "collate",
-    "decoded",
-]
+import importlib
+
+_MODULES = {
+    "DATASETS": "specs",
+    "DatasetSpec": "specs",
+    "DecodedRows": "cache",
+    "EvalTransform": "transforms",
+    "PhotometricJitter": "photometric",
+    "SegmentationDataset": "transforms",
+    "TrainTransform": "transforms",
+    "check_labels": "transforms",
+    "collate": "transforms",
+    "decoded": "cache",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -85,7 +85,8 @@ def decoded(rows: datasets.Dataset, cache_dir: str | Path) -> DecodedRows:
     whole: an interrupted preparation starts again. Several processes may ask at once; one of them writes.
 
     Args:
-        rows (`datasets.Dataset`): Columns `image`, `annotation`, `image_id`, from [`~dataset_builders.load_split`].
+        rows (`datasets.Dataset`): Columns `image`, `annotation`, `image_id`; a split of
+            [`~dataset_builders.open_dataset`].
         cache_dir (`str` or `pathlib.Path`): Folder on a fast local disk; made when it does not exist.
 
     Returns:

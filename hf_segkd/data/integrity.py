@@ -11,9 +11,9 @@ from pathlib import PurePath
 import numpy as np
 import PIL.Image
 
+from hf_segkd.data.label_map import LabelMap
 from hf_segkd.data.parallel import in_threads
 from hf_segkd.data.raw import (
-    LabelValues,
     RawSplit,
     Unreadable,
     decode,
@@ -58,12 +58,15 @@ class Problem:
     detail: str
 
 
-def find_problems(splits: dict[str, RawSplit], values: LabelValues, limits: dict[str, int | None]) -> list[Problem]:
+def find_problems(
+    splits: dict[str, RawSplit], label_map: LabelMap, num_labels: int, limits: dict[str, int | None]
+) -> list[Problem]:
     """Decode a sample of the images and masks of each split and list what is wrong with them.
 
     Args:
         splits (`dict[str, RawSplit]`): Files by split.
-        values (`LabelValues`): What raw values may occur.
+        label_map (`LabelMap`): What raw values may occur.
+        num_labels (`int`): Number of classes K.
         limits (`dict[str, int | None]`): Splits to look at, and up to how many evenly spread items of each; `None` is
             all of them.
 
@@ -74,9 +77,9 @@ def find_problems(splits: dict[str, RawSplit], values: LabelValues, limits: dict
     for name, limit in limits.items():
         count = len(splits[name])
         sample = range(0, count, 1 if limit is None else max(1, -(-count // limit)))
-        looks = list(in_threads(_Look(name, splits[name], values), sample, f"checking {name}"))
+        looks = list(in_threads(_Look(name, splits[name], label_map), sample, f"checking {name}"))
         found = [problem for wrong, _ in looks for problem in wrong]
-        if values.hides_an_object(set().union(*(raw for _, raw in looks))):
+        if label_map.hides_an_object(set().union(*(raw for _, raw in looks)), num_labels):
             found = [problem for problem in found if problem.kind != "no label"]
             for index in (index for index, (_, raw) in zip(sample, looks, strict=True) if 255 in raw):
                 mask = splits[name].names(index)[1]
@@ -88,9 +91,9 @@ def find_problems(splits: dict[str, RawSplit], values: LabelValues, limits: dict
 class _Look:
     """Looks at one item of a split: its problems, and the raw values of its mask."""
 
-    def __init__(self, name: str, split: RawSplit, values: LabelValues):
-        self.name, self.split, self.colors = name, split, values.colors
-        self.known, self.ignored = values.known(), values.ignored()
+    def __init__(self, name: str, split: RawSplit, label_map: LabelMap):
+        self.name, self.split = name, split
+        self.colors, self.known, self.ignored = label_map.colors, label_map.known, label_map.ignored
 
     def __call__(self, index: int) -> tuple[list[Problem], set[int]]:
         image, mask = self.split.names(index)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: these orientations exchange 
 
 
 class RawSplit(Protocol):
-    """A split that has not been decoded, from [`~dataset_builders.raw_splits`]. Reading may raise OSError."""
+    """A split that has not been decoded, of [`~dataset_builders.opened.OpenedDataset`]. Reading may raise OSError."""
 
     def __len__(self) -> int: ...
 
@@ -32,38 +31,6 @@ class RawSplit(Protocol):
 
 class Unreadable(Exception):
     """A file that cannot be read or decoded; the message says why."""
-
-
-@dataclass(frozen=True)
-class LabelValues:
-    """What the raw values of the masks stand for.
-
-    Args:
-        ids (`dict[int, int]` or `dict[tuple[int, int, int], int]`): Raw value, or RGB colour, to train id.
-        ignore_index (`int`): The id that stands for "not labelled".
-        num_labels (`int`): Number of classes K.
-    """
-
-    ids: dict[int, int] | dict[tuple[int, int, int], int]
-    ignore_index: int
-    num_labels: int
-
-    @property
-    def colors(self) -> bool:
-        return any(isinstance(value, tuple) for value in self.ids)
-
-    def known(self) -> np.ndarray:
-        """Raw values that have a meaning; colours as 0xRRGGBB."""
-        return np.array([_packed(np.array(value)) if self.colors else value for value in self.ids])
-
-    def ignored(self) -> np.ndarray:
-        """Those of them that stand for "not labelled"."""
-        return self.known()[np.array(list(self.ids.values())) == self.ignore_index]
-
-    def hides_an_object(self, found: set[int]) -> bool:
-        """Whether masks of 0 and 255 alone would lose all pixels of 255, although there are classes to find."""
-        means = self.ids.get(0), self.ids.get(255)
-        return found == {0, 255} and self.num_labels > 1 and means[1] == self.ignore_index != means[0]
 
 
 def read(source, index: int):
@@ -111,7 +78,7 @@ def raw_values(mask: PIL.Image.Image | np.ndarray, colors: bool) -> np.ndarray:
         mask = mask.convert("RGB")
     array = np.asarray(mask)
     if colors and array.shape[-1:] == (3,):
-        return _packed(array)
+        return pack_colors(array)
     return array.astype(np.uint8) if array.dtype == bool else array
 
 
@@ -131,7 +98,8 @@ def looks_mixed(raw: np.ndarray, unknown: np.ndarray) -> bool:
     return unknown.size >= 8 and where.any() and same[where].mean() < 0.5
 
 
-def _packed(colors: np.ndarray) -> np.ndarray:
+def pack_colors(colors: np.ndarray) -> np.ndarray:
+    """Numbers 0xRRGGBB (...) of RGB colors (..., 3)."""
     red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 

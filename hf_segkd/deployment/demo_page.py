@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers import PreTrainedModel
-from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_segkd.deployment.label_files import palette_of, upright
-from hf_segkd.evaluation.segmenter import TorchSegmenter
+from hf_segkd.evaluation.segmenter import BaseSegmenter
+from hf_segkd.loading.class_map import placeholders
 from hf_segkd.reports.pictures import overlay
 
 _EXTRA = "pip install 'hf-segkd[demo]'"
@@ -30,11 +29,12 @@ from pathlib import Path
 from PIL import Image
 
 from hf_segkd.deployment.demo_page import DemoPage
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.evaluation.segmenter import Segmenter
+from hf_segkd.loading.any_model import load_model
 
 MODELS = {models!r}
 
-pages = DemoPage({{title: (load_segmenter(model), load_processor(model)) for title, model in MODELS.items()}})
+pages = DemoPage({{title: Segmenter(*load_model(model)) for title, model in MODELS.items()}})
 page = pages.build([Image.open(path) for path in sorted(Path("examples").glob("*.png"))])
 
 if __name__ == "__main__":
@@ -71,37 +71,41 @@ class DemoPage:
     """Models that share their classes, and the page that shows them side by side.
 
     Args:
-        models (`dict[str, tuple]`): Title to model and image processor, in the order shown; one or more.
+        segmenters (`dict[str, BaseSegmenter]`): By title, in the order shown; one or more. One whose classes have no
+            names, as an original checkpoint's, takes those of the others.
 
     Raises:
-        ValueError: No model, or models whose classes differ.
+        ValueError: No segmenter, or segmenters whose classes differ.
     """
 
-    def __init__(self, models: dict[str, tuple[PreTrainedModel, BaseImageProcessor]]):
-        if not models:
+    def __init__(self, segmenters: dict[str, BaseSegmenter]):
+        if not segmenters:
             raise ValueError("Give at least one model.")
-        classes = {title: dict(model.config.id2label) for title, (model, _) in models.items()}
-        self.id2label = next(iter(classes.values()))
+        classes = {title: segmenter.id2label for title, segmenter in segmenters.items()}
+        named = [title for title, id2label in classes.items() if not placeholders(list(id2label.values()))]
+        first = next(iter(named or classes))
+        self.id2label = classes[first]
         for title, id2label in classes.items():
-            if id2label != self.id2label:
+            same = len(id2label) == len(self.id2label) and (title not in named or id2label == self.id2label)
+            if not same:
                 raise ValueError(
                     f"The models on one page must share their classes: {title} has {len(id2label)} "
-                    f"({', '.join(id2label.values())}), {next(iter(classes))} has {len(self.id2label)} "
+                    f"({', '.join(id2label.values())}), {first} has {len(self.id2label)} "
                     f"({', '.join(self.id2label.values())})."
                 )
         self.palette = palette_of(self.id2label)
-        self.segmenters = {title: TorchSegmenter(*pair) for title, pair in models.items()}
-        for segmenter in self.segmenters.values():  # the first pass allocates, and would be shown as slow
-            segmenter(np.zeros((1, 96, 96, 3), dtype=np.uint8))
+        self.segmenters = segmenters
+        for segmenter in segmenters.values():  # the first pass allocates, and would be shown as slow
+            segmenter(np.zeros((96, 96, 3), dtype=np.uint8))
 
     def segment(self, picture: Image.Image) -> Segmented:
         """Run every model on a picture, shrunk to [`LONGEST_SIDE`] where it is larger."""
         image = upright(picture)
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
-        pixels, labels, milliseconds = np.array(image)[None], {}, {}
+        labels, milliseconds = {}, {}
         for title, segmenter in self.segmenters.items():
             start = time.perf_counter()
-            labels[title] = segmenter(pixels)[0]
+            labels[title] = segmenter(image)
             milliseconds[title] = 1000 * (time.perf_counter() - start)
         return Segmented(image, labels, milliseconds)
 

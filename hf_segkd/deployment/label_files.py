@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from hf_segkd.data import DATASETS
 from hf_segkd.data.labels import CITYSCAPES, CITYSCAPES_IDS, distinct_colors
+from hf_segkd.data.specs import DATASETS
 from hf_segkd.reports.pictures import Palette, overlay
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")

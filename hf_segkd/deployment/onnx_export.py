@@ -48,7 +48,7 @@ class ImageToLogits(nn.Module):
     """From uint8 RGB images (B, H, W, 3) to the model's logits (B, K, h, w), float32.
 
     Args:
-        model (`PreTrainedModel`): As [`~hf_segkd.models.load_segmenter`] returns it, float32 or float16.
+        model (`PreTrainedModel`): As [`~hf_segkd.loading.any_model.load_model`] returns it, float32 or float16.
         processor (`BaseImageProcessor`): The one it was trained with; its mean, std and channel order are used.
     """
 
@@ -138,7 +138,7 @@ def export_onnx(
     The file's metadata holds these, the class names and the colours (JSON values).
 
     Args:
-        model (`PreTrainedModel`): As [`~hf_segkd.models.load_segmenter`] returns it; left as it is.
+        model (`PreTrainedModel`): As [`~hf_segkd.loading.any_model.load_model`] returns it; left as it is.
         processor (`BaseImageProcessor`): The one it was trained with.
         path (`str` or `Path`): File to write.
         output (`str`, *optional*, defaults to `"labels"`): `"labels"`, class ids (B, H, W) at image size; or

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hf_segkd.data.sampling import evenly_spread
-from hf_segkd.evaluation.confusion import confusion_matrix, scores
 from hf_segkd.evaluation.inference import upsampled_argmax
+from hf_segkd.evaluation.scoring import evaluate
+from hf_segkd.evaluation.segmenter import BaseSegmenter
 from hf_segkd.reports.tables import markdown_table
 
 try:
@@ -28,12 +29,13 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-Segmenter = Callable[[np.ndarray], np.ndarray]
+# From images (B, H, W, 3) to class ids (B, H, W): a segmenter, or in a test a function.
+Segment = Callable[[np.ndarray], np.ndarray]
 # Height and width of what is compared, pixels.
 _CROPS = (96, 128), (97, 131), (64, 199), (151, 80)
 
 
-class OnnxSegmenter:
+class OnnxSegmenter(BaseSegmenter):
     """A file of [`~hf_segkd.deployment.onnx_export.export_onnx`], run by onnxruntime on the CPU.
 
     `metadata` holds what the file says of itself: `id2label`, `palette`, `size_multiple`, ...
@@ -51,23 +53,26 @@ class OnnxSegmenter:
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         properties = self.session.get_modelmeta().custom_metadata_map
         if "size_multiple" not in properties:
-            raise ValueError(f"'{path}' was not written by scripts/export.py: its metadata is missing.")
+            raise ValueError(f"'{path}' was not written by hf-segkd export: its metadata is missing.")
         self.metadata: dict[str, Any] = {key: json.loads(value) for key, value in properties.items()}
+        self.id2label = {int(index): name for index, name in self.metadata["id2label"].items()}
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Class ids (B, H, W) of uint8 RGB images (B, H, W, 3)."""
-        self._check(images)
+    def predict(self, pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
+        self._check(tuple(pixel_values.shape[-2:]))
+        images = np.ascontiguousarray(pixel_values.permute(0, 2, 3, 1).cpu().numpy())
         (result,) = self.session.run(None, {"images": images})
-        if self.metadata["output"] == "labels":
-            return result
-        return upsampled_argmax(torch.from_numpy(result), images.shape[1:3], self.metadata["align_corners"]).numpy()
-
-    def _check(self, images: np.ndarray) -> None:
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        result = torch.from_numpy(result)
+        if self.metadata["output"] == "logits":
+            return upsampled_argmax(result, size, self.metadata["align_corners"])
+        if tuple(result.shape[-2:]) != size:
             raise ValueError(
-                f"Images must be uint8 RGB of shape (B, H, W, 3), got {images.dtype} of shape {images.shape}."
+                f"This file gives label maps at the size of its images, {tuple(result.shape[-2:])}, not {size}. "
+                "Export the model with --output logits."
             )
-        size, multiple = images.shape[1:3], self.metadata["size_multiple"]
+        return result
+
+    def _check(self, size: tuple[int, int]) -> None:
+        multiple = self.metadata["size_multiple"]
         if multiple is None and list(size) != self.metadata["size"]:
             raise ValueError(f"This file is for images of {self.metadata['size']} pixels (height, width), got {size}.")
         if multiple is not None and (size[0] % multiple or size[1] % multiple):
@@ -77,30 +82,14 @@ class OnnxSegmenter:
             )
 
 
-def agreement(segmenter: Segmenter, reference: Segmenter, images: Iterable[np.ndarray]) -> float:
+def agreement(segmenter: Segment, reference: Segment, images: Iterable[np.ndarray]) -> float:
     """Fraction of pixels, over batches (B, H, W, 3) of any sizes, to which both give the same class."""
     equal = total = 0
     for batch in images:
         labels, expected = segmenter(batch), reference(batch)
-        equal, total = equal + int((labels == expected).sum()), total + expected.size
+        equal += int((labels == expected).sum())
+        total += expected.size
     return equal / total
-
-
-def evaluate_segmenter(segmenter: Segmenter, dataset: Dataset, num_labels: int, ignore_index: int = 255) -> dict:
-    """[`~hf_segkd.evaluation.confusion.scores`] on whole images.
-
-    Args:
-        segmenter: An [`OnnxSegmenter`] or [`~hf_segkd.evaluation.segmenter.TorchSegmenter`].
-        dataset (`torch.utils.data.Dataset`): Items with uint8 RGB `pixel_values` (3, H, W) and `labels` (H, W).
-        num_labels (`int`): Number of classes K.
-        ignore_index (`int`, *optional*, defaults to `255`): Label that is not scored.
-    """
-    matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64)
-    for index in range(len(dataset)):
-        item = dataset[index]
-        predicted = torch.from_numpy(segmenter(channels_last(item["pixel_values"])[None])[0])
-        matrix += confusion_matrix(predicted, item["labels"], num_labels, ignore_index)
-    return scores(matrix)
 
 
 def channels_last(pixel_values: Tensor) -> np.ndarray:
@@ -113,7 +102,7 @@ def images_of(dataset: Dataset, count: int) -> list[np.ndarray]:
     return [channels_last(dataset[index]["pixel_values"]) for index in evenly_spread(len(dataset), count)]
 
 
-def latency(segmenters: dict[str, Segmenter], image: np.ndarray, repeats: int = 20) -> dict[str, float]:
+def latency(segmenters: dict[str, Segment], image: np.ndarray, repeats: int = 20) -> dict[str, float]:
     """Median milliseconds of each on one image (H, W, 3), after two passes that do not count.
 
     The segmenters take turns, so that a machine that slows down slows all of them down.
@@ -136,7 +125,7 @@ def crops(pictures: Iterable[np.ndarray], multiple: int) -> Iterator[np.ndarray]
 
 
 def measurements(
-    segmenters: dict[str, Segmenter],
+    segmenters: dict[str, Segment],
     batches: Sequence[np.ndarray],
     image: np.ndarray,
     dataset: Dataset | None,
@@ -147,10 +136,10 @@ def measurements(
     """Compare segmenters with the first of them.
 
     Args:
-        segmenters (`dict[str, Segmenter]`): By name; the first is the reference.
+        segmenters (`dict[str, Segment]`): By name; the first is the reference.
         batches (`Sequence[np.ndarray]`): Images (B, H, W, 3) on which the predicted classes are compared.
         image (`np.ndarray`): Image (H, W, 3) on which time is measured.
-        dataset (`torch.utils.data.Dataset`, *optional*): What is scored, see [`evaluate_segmenter`].
+        dataset (`torch.utils.data.Dataset`, *optional*): Scored by [`~hf_segkd.evaluation.scoring.evaluate`].
         num_labels (`int`): Number of classes K.
         ignore_index (`int`, *optional*, defaults to `255`): Label that is not scored.
         repeats (`int`, *optional*, defaults to `20`): Timed passes.
@@ -165,7 +154,8 @@ def measurements(
         equal = agreement(segmenter, reference, batches)
         row = {"name": name, "p50_ms": milliseconds[name], "equal_pixels": equal}
         if dataset is not None:
-            row["mean_iou"] = float(evaluate_segmenter(segmenter, dataset, num_labels, ignore_index)["mean_iou"])
+            evaluation = evaluate(segmenter, dataset, num_labels, ignore_index, title=f"evaluating {name}")
+            row["mean_iou"] = evaluation.scores()["mean_iou"]
             logger.info("%s: mIoU %.2f %% (%d images)", name, 100 * row["mean_iou"], len(dataset))
         rows.append(row)
     return rows

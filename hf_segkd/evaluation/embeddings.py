@@ -7,32 +7,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel
 
 from hf_segkd.data.transforms import collate
-from hf_segkd.models import InputNormalization
+from hf_segkd.evaluation.segmenter import Segmenter
 
 
 @torch.inference_mode()
 def pixel_embeddings(
-    model: PreTrainedModel,
-    processor,
+    segmenter: Segmenter,
     dataset: Dataset,
     per_class: int = 10,
     num_labels: int | None = None,
     seed: int = 0,
-    device: str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Features of randomly chosen labelled pixels; the same pixels for every model.
 
     Args:
-        model (`PreTrainedModel`): Returns `features`; they are read bilinearly at the pixel's place.
-        processor: The image processor that the model was trained with.
+        segmenter ([`~hf_segkd.evaluation.segmenter.Segmenter`]): Its model returns `features`; they are read
+            bilinearly at the pixel's place.
         dataset (`torch.utils.data.Dataset`): Items with uint8 RGB `pixel_values` (3, H, W) and `labels` (H, W).
         per_class (`int`, *optional*, defaults to `10`): Pixels of each class taken from each image, where it has them.
         num_labels (`int`, *optional*): Labels from here on are ignored; the model's number of classes by default.
         seed (`int`, *optional*, defaults to `0`): Seed of the choice.
-        device (`str`, *optional*, defaults to `"cpu"`): Where the model runs.
 
     Returns:
         `tuple[Tensor, Tensor]`: float32 (P, C) of unit length, as the relational losses compare them, and int64 (P,)
@@ -41,17 +37,16 @@ def pixel_embeddings(
     Raises:
         ValueError: If the model has no features, or no pixel is labelled.
     """
-    num_labels = num_labels or model.config.num_labels
-    model = model.to(device).eval()
-    normalization = InputNormalization.from_processor(processor).to(device)
+    num_labels = num_labels or segmenter.num_labels
     generator = torch.Generator().manual_seed(seed)
     vectors, classes = [], []
     for batch in DataLoader(dataset, batch_size=1, collate_fn=collate):
         places, ids = _choose(batch["labels"][0], per_class, num_labels, generator)
-        features = model(pixel_values=normalization(batch["pixel_values"].to(device))).features
+        features = segmenter.model(pixel_values=segmenter.normalize(batch["pixel_values"])).features
         if features is None:
             raise ValueError(
-                f"{type(model).__name__} returns no features. Name where they are: expose_features(model, module)."
+                f"{type(segmenter.model).__name__} returns no features. "
+                "Name where they are: expose_features(model, module)."
             )
         read = F.grid_sample(features.float().cpu(), places[None, None], padding_mode="border", align_corners=False)
         vectors.append(F.normalize(read[0, :, 0].T, dim=1))

@@ -1,85 +1,16 @@
-"""From logits to a label map: windows, scales and flips, one class at a time."""
+"""From logits to a label map: crops, scales and flips, one class at a time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MODES = ("whole", "slide", "halves")
-AVERAGES = ("logits", "probabilities")
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a model is applied to one image.
-
-    Args:
-        mode (`str`, *optional*, defaults to `"whole"`): `"whole"` runs the image at once; `"slide"` runs windows and
-            averages where they overlap; `"halves"` runs the left and the right half and puts their logits side by
-            side, as the SegFormer evaluation of CIRKD does on Cityscapes.
-        window (`tuple[int, int]`, *optional*): Height and width of a window, pixels; for `"slide"` only.
-        stride (`tuple[int, int]`, *optional*): Steps from window to window, pixels, at most the window's size. By
-            default both are two thirds of the window's height, rounded up: 342 for 512x1024, as in Structured KD.
-        scales (`tuple[float, ...]`, *optional*, defaults to `(1.0,)`): The image is run at each of these sizes.
-        flip (`bool`, *optional*, defaults to `False`): Whether each view is run mirrored too.
-        average (`str`, *optional*, defaults to `"logits"`): What is averaged over the views: `"logits"` (CIRKD, CSKD)
-            or `"probabilities"`.
-        align_corners (`bool`, *optional*): How logits are upsampled; `None` takes the model's own way.
-        scale_align_corners (`bool`, *optional*, defaults to `False`): Whether the corner pixels of the image and of
-            its scaled view coincide, as in all the original repositories; sizes are then rounded down, as there.
-
-    Raises:
-        ValueError: If a value is out of range, or does not belong to the mode.
-    """
-
-    mode: str = "whole"
-    window: tuple[int, int] | None = None
-    stride: tuple[int, int] | None = None
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    average: str = "logits"
-    align_corners: bool | None = None
-    scale_align_corners: bool = False
-
-    def __post_init__(self):
-        if self.mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}.")
-        if self.average not in AVERAGES:
-            raise ValueError(f"average must be one of {', '.join(AVERAGES)}, got {self.average!r}.")
-        if (self.mode == "slide") != (self.window is not None) or (self.window is None and self.stride is not None):
-            raise ValueError(
-                f"mode 'slide' needs a window, the other modes have none: got mode {self.mode!r}, "
-                f"window {self.window} and stride {self.stride}."
-            )
-        if self.window is not None:
-            side = -(-2 * self.window[0] // 3)
-            object.__setattr__(self, "stride", self.stride or tuple(min(side, length) for length in self.window))
-            pairs = zip(self.window, self.stride, strict=True)
-            if len(self.window) != 2 or any(not 1 <= stride <= side for side, stride in pairs):
-                raise ValueError(
-                    f"window and stride must be (height, width) with 1 <= stride <= window, got {self.window} and "
-                    f"{self.stride}. A larger stride would leave pixels without a prediction."
-                )
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales must be positive numbers, at least one, got {self.scales}.")
-
-    def __str__(self) -> str:
-        sizes = ", ".join(f"{scale:g}" for scale in self.scales)
-        parts = ["whole image" if self.mode == "whole" else self.mode]
-        if self.window is not None:
-            parts = ["windows {}x{}, stride {}x{}".format(*self.window, *self.stride)]
-        parts.append("single scale" if self.scales == (1.0,) else f"scales {sizes}")
-        parts += ["flipped too"] * self.flip
-        parts += [f"mean of {self.average}"] * (self.flip or len(self.scales) > 1 or self.mode == "slide")
-        if self.align_corners is not None:
-            parts.append(f"align_corners={self.align_corners}")
-        parts += ["images scaled with align_corners=True"] * self.scale_align_corners
-        return ", ".join([*parts, "at label size"])
+from hf_segkd.evaluation.settings import InferenceProtocol
 
 
 def upsampled_argmax(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -112,14 +43,14 @@ def running_argmax(maps: Iterator[Tensor], num_labels: int) -> Tensor:
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, pixel_values: Tensor, protocol: Protocol, size: tuple[int, int], align_corners: bool
+    model: nn.Module, pixel_values: Tensor, protocol: InferenceProtocol, size: tuple[int, int], align_corners: bool
 ) -> Tensor:
     """Label map of one image under a protocol.
 
     Args:
         model (`nn.Module`): Called as `model(pixel_values=...)`; returns an output with `logits`.
-        pixel_values (`torch.Tensor` of shape `(1, 3, H, W)`): The normalised image.
-        protocol ([`Protocol`]): Windows, scales, flips.
+        pixel_values (`torch.Tensor` of shape `(1, 3, H, W)`): The normalized image.
+        protocol ([`~hf_segkd.evaluation.settings.InferenceProtocol`]): Crops, scales, flips.
         size (`tuple[int, int]`): Height and width of the labels, pixels; the result has this size.
         align_corners (`bool`): The model's own way, used where the protocol does not say.
 
@@ -133,7 +64,7 @@ def predict(
 
 
 def class_maps(
-    model: nn.Module, pixel_values: Tensor, protocol: Protocol, size: tuple[int, int]
+    model: nn.Module, pixel_values: Tensor, protocol: InferenceProtocol, size: tuple[int, int]
 ) -> tuple[Iterator[Tensor], int]:
     """Scores (H, W) of one class after the other, averaged over all views, and the number of classes."""
     views = list(_views(model, pixel_values, protocol))
@@ -142,31 +73,31 @@ def class_maps(
     else:
         score = _View.probability_map
         for view in views:
-            view.normalise(size)
+            view.normalize(size)
     num_labels = views[0].num_labels
     return (_mean([score(view, index, size) for view in views]) for index in range(num_labels)), num_labels
 
 
 class _View:
-    """Logits (K, h, w) of one scaled, maybe mirrored image: of one piece or of overlapping windows."""
+    """Logits (K, h, w) of one scaled, maybe mirrored image: of one piece or of overlapping crops."""
 
-    def __init__(self, size: tuple[int, int], windows: list[tuple[slice, slice, Tensor]], align_corners: bool):
-        self.size, self.windows, self.align_corners = size, windows, align_corners
-        self.num_labels = len(windows[0][2])
-        self.count = windows[0][2].new_zeros(size)
-        for rows, columns, _ in windows:
+    def __init__(self, size: tuple[int, int], crops: list[tuple[slice, slice, Tensor]], align_corners: bool):
+        self.size, self.crops, self.align_corners = size, crops, align_corners
+        self.num_labels = len(crops[0][2])
+        self.count = crops[0][2].new_zeros(size)
+        for rows, columns, _ in crops:
             self.count[rows, columns] += 1
 
     def logit_map(self, index: int, size: tuple[int, int]) -> Tensor:
-        if len(self.windows) == 1:
-            return _resize(self.windows[0][2][None, index : index + 1], size, self.align_corners)[0, 0]
+        if len(self.crops) == 1:
+            return _resize(self.crops[0][2][None, index : index + 1], size, self.align_corners)[0, 0]
         canvas = torch.zeros_like(self.count)
-        for rows, columns, logits in self.windows:
+        for rows, columns, logits in self.crops:
             side = (rows.stop - rows.start, columns.stop - columns.start)
             canvas[rows, columns] += _resize(logits[None, index : index + 1], side, self.align_corners)[0, 0]
         return _resize((canvas / self.count)[None, None], size, self.align_corners)[0, 0]
 
-    def normalise(self, size: tuple[int, int]) -> None:
+    def normalize(self, size: tuple[int, int]) -> None:
         """Find the log-sum-exp over the classes at `size`, which probabilities need."""
         self.log_sum = self.logit_map(0, size)
         for index in range(1, self.num_labels):
@@ -176,20 +107,20 @@ class _View:
         return (self.logit_map(index, size) - self.log_sum).exp()
 
 
-def _views(model: nn.Module, pixel_values: Tensor, protocol: Protocol) -> Iterator[_View]:
+def _views(model: nn.Module, pixel_values: Tensor, protocol: InferenceProtocol) -> Iterator[_View]:
     for scale in protocol.scales:
         rounded = math.floor if protocol.scale_align_corners else round
         size = tuple(max(1, rounded(side * scale)) for side in pixel_values.shape[-2:])
         image = pixel_values if scale == 1 else _resize(pixel_values, size, protocol.scale_align_corners)
         for mirrored in (False, True)[: 1 + protocol.flip]:
-            windows = []
+            crops = []
             for rows, columns in _boxes(size, protocol):
                 logits = _logits(model, image.flip(-1) if mirrored else image, rows, columns, protocol.mode)
                 if mirrored:
                     columns = slice(size[1] - columns.stop, size[1] - columns.start)
                     logits = logits.flip(-1)
-                windows.append((rows, columns, logits))
-            yield _View(size, windows, protocol.align_corners)
+                crops.append((rows, columns, logits))
+            yield _View(size, crops, protocol.align_corners)
 
 
 def _logits(model: nn.Module, image: Tensor, rows: slice, columns: slice, mode: str) -> Tensor:
@@ -200,11 +131,11 @@ def _logits(model: nn.Module, image: Tensor, rows: slice, columns: slice, mode: 
     return torch.cat(halves, dim=-1)
 
 
-def _boxes(size: tuple[int, int], protocol: Protocol) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of each window; the last one ends at the border, so it may overlap more."""
-    window = protocol.window or size
+def _boxes(size: tuple[int, int], protocol: InferenceProtocol) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of each crop; the last one ends at the border, so it may overlap more."""
+    crop_size = protocol.crop_size or size
     starts = []
-    for side, length, stride in zip(size, window, protocol.stride or size, strict=True):
+    for side, length, stride in zip(size, crop_size, protocol.stride or size, strict=True):
         length = min(length, side)
         starts.append(
             [(min(start, side - length), length) for start in range(0, max(side - length, 0) + stride, stride)]

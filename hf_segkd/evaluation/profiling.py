@@ -17,9 +17,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from hf_segkd.evaluation.settings import VARIANTS
 from hf_segkd.loading.frozen import folded_batch_norms
-
-VARIANTS = ("eager", "channels_last", "folded", "bf16", "compiled")
 
 
 def count_macs(model: PreTrainedModel, size: tuple[int, int]) -> int:
@@ -91,14 +90,14 @@ def measure(
 
 
 def _seconds(function: Callable[[], object], device: str) -> float:
-    _synchronise(device)
+    _synchronize(device)
     start = time.perf_counter()
     function()
-    _synchronise(device)
+    _synchronize(device)
     return time.perf_counter() - start
 
 
-def _synchronise(device: str) -> None:
+def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 

@@ -10,16 +10,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import PreTrainedModel
 
 from hf_segkd.data.transforms import collate
 from hf_segkd.distributed import rank, world_size
 from hf_segkd.evaluation.boundary import boundary_counts, boundary_iou
 from hf_segkd.evaluation.confusion import confusion_matrix, scores
-from hf_segkd.evaluation.inference import Protocol, predict
-from hf_segkd.models import InputNormalization, upsamples_with_align_corners
-
-WHOLE = Protocol()
+from hf_segkd.evaluation.progress import progress
+from hf_segkd.evaluation.segmenter import BaseSegmenter
 
 
 @dataclass(frozen=True)
@@ -48,60 +45,53 @@ class Evaluation:
         return (intersection / union).nanmean(dim=1)
 
 
-@torch.inference_mode()
 def predictions(
-    model: PreTrainedModel,
-    processor,
-    dataset: Dataset,
-    protocol: Protocol = WHOLE,
-    device: str | torch.device = "cpu",
-    num_workers: int = 0,
+    segmenter: BaseSegmenter, dataset: Dataset, num_workers: int = 0, title: str | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Run `model` over a dataset, one image at a time.
+    """Segment a dataset, one image at a time.
 
     Args:
-        model (`PreTrainedModel`): As [`~hf_segkd.models.load_segmenter`] returns it; is put in eval mode. Its weights
-            may be in half precision.
-        processor: The image processor that the model was trained with; its mean, std and channel order are used.
+        segmenter ([`~hf_segkd.evaluation.segmenter.BaseSegmenter`]): A PyTorch model or an exported file.
         dataset (`torch.utils.data.Dataset`): Items with uint8 RGB `pixel_values` (3, H, W) and `labels` (H, W).
-        protocol ([`~hf_segkd.evaluation.inference.Protocol`], *optional*): Whole image at single scale by default.
-        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where the model runs.
         num_workers (`int`, *optional*, defaults to `0`): Processes that read images.
+        title (`str`, *optional*): Shown with the progress; none is shown without it.
 
     Yields:
-        `tuple[Tensor, Tensor, Tensor]`: uint8 image (3, H, W), labels (H, W) and predicted classes (H, W).
+        `tuple[Tensor, Tensor, Tensor]`: uint8 image (3, H, W), labels (H, W) and predicted classes (H, W), the latter
+        two where the segmenter runs.
     """
-    model = model.to(device).eval()
-    dtype = next(model.parameters()).dtype
-    normalization = InputNormalization.from_processor(processor).to(device)
-    align_corners = upsamples_with_align_corners(model.config)
-    for batch in DataLoader(dataset, batch_size=1, num_workers=num_workers, collate_fn=collate):
-        pixel_values, labels = batch["pixel_values"].to(device), batch["labels"][0].to(device)
-        normalised = normalization(pixel_values).to(dtype)
-        yield batch["pixel_values"][0], labels, predict(model, normalised, protocol, labels.shape, align_corners)
+    batches = DataLoader(dataset, batch_size=1, num_workers=num_workers, collate_fn=collate)
+    for batch in progress(batches, len(dataset), title) if title else batches:
+        labels = batch["labels"][0]
+        predicted = segmenter(batch["pixel_values"], labels.shape)[0]
+        yield batch["pixel_values"][0], labels.to(predicted.device), predicted
 
 
-def evaluate_model(
-    model: PreTrainedModel,
-    processor,
+def evaluate(
+    segmenter: BaseSegmenter,
     dataset: Dataset,
-    protocol: Protocol = WHOLE,
-    ignore_index: int = 255,
-    device: str | torch.device = "cpu",
-    num_workers: int = 0,
     num_labels: int | None = None,
+    ignore_index: int = 255,
+    num_workers: int = 0,
+    title: str | None = None,
 ) -> Evaluation:
-    """Count the predictions of `model` on `dataset`; with several processes, each image is counted by one of them.
+    """Count the predictions of a segmenter on a dataset; with several processes, each image is counted by one of them.
 
-    Args are those of [`predictions`], plus `ignore_index`, the label value that is not scored, and `num_labels`, where
-    the model's logits are mapped to other classes than its own. Every process gets the whole result.
+    Args:
+        segmenter, dataset, num_workers, title: As for [`predictions`].
+        num_labels (`int`, *optional*): Number of classes K; by default the segmenter's. To be given where a model's
+            logits are mapped to other classes than its own.
+        ignore_index (`int`, *optional*, defaults to `255`): Label value that is not scored.
+
+    Returns:
+        [`Evaluation`]: Every process gets the whole result.
     """
-    num_labels = num_labels or model.config.num_labels
-    mine = range(rank(), len(dataset), world_size())
+    num_labels = num_labels or segmenter.num_labels
+    mine = Subset(dataset, range(rank(), len(dataset), world_size()))
     matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64)
     boundary = torch.zeros(3, num_labels, dtype=torch.int64)
     per_image = []
-    for _, labels, predicted in predictions(model, processor, Subset(dataset, mine), protocol, device, num_workers):
+    for _, labels, predicted in predictions(segmenter, mine, num_workers, title):
         counts = confusion_matrix(predicted, labels, num_labels, ignore_index)
         matrix += counts.cpu()
         boundary += boundary_counts(predicted, labels, num_labels, ignore_index).cpu()

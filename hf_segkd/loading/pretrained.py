@@ -1,4 +1,4 @@
-"""Load a segmentation model or make a new one; load or make its image processor."""
+"""Saved models of folders and the Hub, new models, and the image processor of either."""
 
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -23,56 +23,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from hf_segkd.loading.class_map import keep_classes
-from hf_segkd.loading.native import expose_features
 from hf_segkd.loading.universal import UNIVERSAL_MODELS
 from hf_segkd.models import MODELS, default_processor, resolve_backbone
 from hf_segkd.models.outputs import OWN_PREFIX
 from hf_segkd.values import did_you_mean
 
 
-def load_segmenter(
-    spec: str | dict[str, Any], id2label: dict[int, str] | None = None, **hub_kwargs: Any
-) -> PreTrainedModel:
-    """Load a segmentation model, or make a new one, that returns [`SegmentationOutput`].
-
-    Args:
-        spec (`str` or `dict`): A folder or Hub id of a semantic or universal model, loaded in float32; or
-            `{"model_type": "espnet", ...}` with fields of its config, for a new model with random weights. Our models
-            go by their short name (`"espnet"` for `"segkd_espnet"`), native ones by theirs (`"segformer"`), backbones
-            by a name of `BACKBONES` or by their config: `{"model_type": "deeplabv3", "backbone": "resnet18"}`.
-            `align_corners`, how logits are upsampled, is a field of every model.
-        id2label (`dict[int, str]`, *optional*): Class names. A new model gets them; a loaded one must have as many,
-            except an ESPNetv2 with these and others, which is cut down to them.
-        hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...; `trust_remote_code` is `False` unless given.
-
-    Returns:
-        `PreTrainedModel`: In evaluation mode when loaded, in training mode when new.
-
-    Raises:
-        ValueError: Nothing to load at `spec`, damaged weights, weights missing or of another shape, a package missing
-            that the model needs, code of its own that is not trusted, another number of classes, or an unknown model
-            type or config field.
-    """
-    if isinstance(spec, dict):
-        return expose_features(_new_model(spec, id2label))
-    model = _pretrained_model(str(spec), **hub_kwargs)
-    if id2label is not None:
-        keep_classes(model, id2label)
-    if id2label is not None and len(id2label) != model.config.num_labels:
-        raise ValueError(
-            f"The model at '{spec}' has {model.config.num_labels} classes, the dataset {len(id2label)}. "
-            "Use a model trained on the same dataset."
-        )
-    return expose_features(model)
-
-
-def _pretrained_model(spec: str, **hub_kwargs: Any) -> PreTrainedModel:
+def pretrained_model(spec: str, id2label: dict[int, str] | None = None, **hub_kwargs: Any) -> PreTrainedModel:
+    """A saved model of a folder or Hub id; see [`~hf_segkd.loading.any_model.load_model`], which calls this."""
     folder = Path(spec)
-    if folder.is_file():
-        raise ValueError(
-            f"'{spec}' is a file, a model is a folder. Convert an original checkpoint with "
-            "`python scripts/convert.py CHECKPOINT FOLDER` and pass the folder."
-        )
     if not folder.is_dir() and (folder.is_absolute() or spec.startswith(".") or spec.count("/") > 1):
         raise _not_found(spec, "there is no such folder")  # a Hub id never looks like this: no need to ask the Hub
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -104,6 +63,13 @@ def _pretrained_model(spec: str, **hub_kwargs: Any) -> PreTrainedModel:
             f"Missing: {_list(report['missing_keys'])}. Of another shape: {_list(mismatched)}. "
             "Use a folder saved by save_pretrained, with the config.json it was saved with."
         )
+    if id2label is not None:
+        keep_classes(model, id2label)
+    if id2label is not None and len(id2label) != model.config.num_labels:
+        raise ValueError(
+            f"The model at '{spec}' has {model.config.num_labels} classes, the dataset {len(id2label)}. "
+            "Use a model trained on the same dataset."
+        )
     return model
 
 
@@ -114,7 +80,8 @@ def _not_found(spec: str, reason: str) -> ValueError:
     )
 
 
-def _new_model(spec: dict[str, Any], id2label: dict[int, str] | None) -> PreTrainedModel:
+def new_model(spec: dict[str, Any], id2label: dict[int, str] | None = None) -> PreTrainedModel:
+    """A model with random weights; see [`~hf_segkd.loading.any_model.load_model`], which calls this."""
     options = dict(spec)
     model_type = _resolve_model_type(options.pop("model_type", None))
     config_class = CONFIG_MAPPING[model_type]
@@ -137,7 +104,7 @@ def _new_model(spec: dict[str, Any], id2label: dict[int, str] | None) -> PreTrai
 
 
 def _check_fields(config_class: type[PreTrainedConfig], options: dict[str, Any]) -> None:
-    """A misspelt field would be kept as an attribute that nothing reads."""
+    """A misspelled field would be kept as an attribute that nothing reads."""
     known = {field.name for field in dataclass_fields(config_class)} | set(config_class.attribute_map) | {"num_labels"}
     # No field of transformers' own models, but kept in config.json; everything here upsamples by it.
     known |= {"align_corners"}

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from hf_segkd import __version__
 from hf_segkd.data import DatasetSpec
 from hf_segkd.evaluation.profiling import count_macs, hardware_name, peak_memory_mib
-from hf_segkd.evaluation.scoring import WHOLE, evaluate_model
+from hf_segkd.evaluation.scoring import evaluate
+from hf_segkd.evaluation.segmenter import WHOLE, Segmenter
 from hf_segkd.training.trainer import DistillationTrainer
 
 
@@ -24,7 +25,7 @@ def metrics_report(scores: dict, labels: tuple[str, ...], **facts) -> dict:
     """Turn scores into what `metrics.json` holds.
 
     Args:
-        scores (`dict`): From [`~hf_segkd.evaluation.scoring.evaluate_model`]; fractions.
+        scores (`dict`): From [`~hf_segkd.evaluation.scoring.evaluate`]; fractions.
         labels (`tuple[str, ...]`): Class names in order.
         **facts: Anything that makes the numbers reproducible: dataset, split, protocol, seed, ...
 
@@ -111,15 +112,15 @@ def model_costs(model: PreTrainedModel, size: tuple[int, int]) -> dict:
 
 
 def _teacher_scores(trainer: DistillationTrainer, spec: DatasetSpec) -> dict:
+    segmenter = Segmenter(trainer.teacher, trainer.teacher_processing_class, device=trainer.args.device)
     try:
-        evaluation = evaluate_model(
-            trainer.teacher,
-            trainer.teacher_processing_class,
+        evaluation = evaluate(
+            segmenter,
             trainer.eval_dataset,
-            ignore_index=spec.ignore_index,
-            device=trainer.args.device,
-            num_workers=trainer.args.dataloader_num_workers,
-            num_labels=spec.num_labels,
+            spec.num_labels,
+            spec.ignore_index,
+            trainer.args.dataloader_num_workers,
+            title="evaluating the teacher",
         )
     except ValueError as error:  # from a teacher that reads images of one size only
         print(f"The teacher is not scored on the student's images: {error}")

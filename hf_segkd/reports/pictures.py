@@ -1,15 +1,9 @@
-"""Pictures: class ids as colours, overlays, comparisons side by side with a legend, and predictions beside labels."""
+"""Pictures: class ids as colors, overlays, and comparisons side by side with a legend. No torch."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch.utils.data import Dataset, Subset
-from transformers import PreTrainedModel
-
-from hf_segkd.data import DatasetSpec
-from hf_segkd.data.sampling import evenly_spread
-from hf_segkd.evaluation.scoring import predictions
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -111,36 +105,6 @@ def side_by_side(
         top += height + _GAP
     canvas.paste(key, (0, top))
     return canvas
-
-
-def prediction_figure(
-    models: dict[str, tuple[PreTrainedModel, object]],
-    dataset: Dataset,
-    spec: DatasetSpec,
-    device="cpu",
-    indices: Sequence[int] | None = None,
-) -> Image.Image:
-    """Images, labels and predictions side by side, with the classes' colours below.
-
-    Args:
-        models (`dict[str, tuple[PreTrainedModel, processor]]`): Column title -> model and its image processor.
-        dataset (`torch.utils.data.Dataset`): As for [`~hf_segkd.evaluation.scoring.predictions`].
-        spec (`DatasetSpec`): Palette, labels and ignore index.
-        device (`str`, *optional*, defaults to `"cpu"`): Where the models run.
-        indices (`Sequence[int]`, *optional*): Which images; four, evenly spread over the dataset, by default.
-    """
-    if indices is None:
-        indices = evenly_spread(len(dataset), 4)
-    chosen = Subset(dataset, indices)
-    rows: list[dict[str, Image.Image]] = [{} for _ in chosen]
-    for title, (model, processor) in models.items():
-        for row, (image, labels, predicted) in zip(
-            rows, predictions(model, processor, chosen, device=device), strict=True
-        ):
-            row.setdefault("image", Image.fromarray(image.permute(1, 2, 0).numpy()))
-            row.setdefault("label", colorize(labels.cpu().numpy(), spec.palette))
-            row[title] = colorize(predicted.cpu().numpy(), spec.palette)
-    return side_by_side(rows, spec.labels, spec.palette)
 
 
 def _class_ids(labels: np.ndarray | Image.Image) -> np.ndarray:

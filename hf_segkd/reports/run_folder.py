@@ -10,28 +10,32 @@ from torch.utils.data import Dataset
 
 from hf_segkd.data import DatasetSpec
 from hf_segkd.evaluation.scoring import Evaluation
+from hf_segkd.evaluation.segmenter import BaseSegmenter, Segmenter
 from hf_segkd.recipe import dump
 from hf_segkd.reports.figures import plot_class_bars, plot_confusion, plot_curves
 from hf_segkd.reports.files import write_json
 from hf_segkd.reports.metrics_report import metrics_report
 from hf_segkd.reports.model_card import write_model_card
-from hf_segkd.reports.pictures import prediction_figure
+from hf_segkd.reports.prediction_figure import prediction_figure
 from hf_segkd.training.trainer import DistillationTrainer
 
 
 def evaluation_figures(
-    models: dict, evaluation: Evaluation, dataset: Dataset, spec: DatasetSpec, folder: Path, device
-):
+    name: str, segmenter: BaseSegmenter, evaluation: Evaluation, dataset: Dataset, spec: DatasetSpec, folder: Path
+) -> None:
     """Draw the best and the worst images of one model (by mean IoU in the image) and, with matplotlib, class scores.
 
-    Args are those of [`prediction_figure`], one model; `evaluation` is what was counted with it on `dataset`.
+    Args:
+        name (`str`): Title of its column.
+        segmenter, dataset, spec: As for [`~hf_segkd.reports.prediction_figure.prediction_figure`].
+        evaluation ([`~hf_segkd.evaluation.scoring.Evaluation`]): What was counted with it on `dataset`.
+        folder (`Path`): Gets the folder `figures`.
     """
-    (name,) = models
     order = evaluation.image_iou().nan_to_num(nan=0.5).argsort().tolist()
     folder = folder / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for title, indices in (("worst", order[:3]), ("best", order[::-1][:3])):
-        prediction_figure(models, dataset, spec, device, indices).save(folder / f"{title}.png")
+        prediction_figure({name: segmenter}, dataset, spec, indices).save(folder / f"{title}.png")
     report = metrics_report(evaluation.scores(), spec.labels)
     try:
         plot_class_bars({name: report}, folder / "classes.png")
@@ -66,15 +70,16 @@ def finish_run(trainer: DistillationTrainer, spec: DatasetSpec, report: dict) ->
 def write_figures(trainer: DistillationTrainer, spec: DatasetSpec, folder: Path) -> None:
     """Write `predictions.png` and, where matplotlib is installed, `curves.png` for a finished run."""
     folder.mkdir(parents=True, exist_ok=True)
-    models = {"student": (trainer.student, trainer.processing_class)}
+    device = trainer.args.device
+    segmenters = {"student": Segmenter(trainer.student, trainer.processing_class, device=device)}
     if trainer.teacher is not None:
-        models = {"teacher": (trainer.teacher, trainer.teacher_processing_class), **models}
+        teacher = Segmenter(trainer.teacher, trainer.teacher_processing_class, device=device)
+        segmenters = {"teacher": teacher, **segmenters}
     try:
-        figure = prediction_figure(models, trainer.eval_dataset, spec, trainer.args.device)
+        figure = prediction_figure(segmenters, trainer.eval_dataset, spec)
     except ValueError as error:  # from a teacher that reads images of one size or shape only
         print(f"predictions.png is drawn without the teacher: {error}")
-        models = {"student": models["student"]}
-        figure = prediction_figure(models, trainer.eval_dataset, spec, trainer.args.device)
+        figure = prediction_figure({"student": segmenters["student"]}, trainer.eval_dataset, spec)
     figure.save(folder / "predictions.png")
     write_curves({"student": trainer.state.log_history}, folder / "curves.png")
     sample = Image.fromarray(trainer.eval_dataset[0]["pixel_values"].permute(1, 2, 0).numpy())

@@ -30,6 +30,33 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
+def aligned_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a terminal: names to the left, numbers to the right, a rule under the header."""
+    rows = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        name, *numbers = cells
+        padded = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        return "  ".join([name.ljust(widths[0]), *padded]).rstrip()
+
+    return "\n".join([line(head), "-" * len(line(head)), *map(line, rows)])
+
+
+def results_table(reports: dict[str, dict]) -> str:
+    """IoU of each class and the means in percent, one column for each model, as text for a terminal."""
+    first = next(iter(reports.values()))
+    rows = []
+    for label in first["per_class_iou"]:
+        rows.append([label, *(_percent(report["per_class_iou"][label]).strip() for report in reports.values())])
+    names = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
+    names["boundary_iou"] = "boundary IoU"
+    for key, name in names.items():
+        rows.append([name, *(_percent(report[key]).strip() for report in reports.values())])
+    note = f"percent; {first['images']} images, {first['split']}, {first['protocol']}"
+    return f"{aligned_table(['IoU', *reports], rows)}\n{note}"
+
+
 def summary_table(reports: dict[str, dict]) -> str:
     """Means of several models, one line each, as Markdown; below it on what and how they were scored."""
     keys = ("mean_iou", "mean_accuracy", "overall_accuracy", "boundary_iou")

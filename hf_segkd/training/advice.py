@@ -15,6 +15,7 @@ from hf_segkd.data.sampling import evenly_spread
 from hf_segkd.distributed import rank
 from hf_segkd.evaluation.confusion import confusion_matrix, scores
 from hf_segkd.evaluation.scoring import predictions
+from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.losses import Weight
 
 logger = logging.getLogger(__name__)
@@ -128,10 +129,10 @@ class CheckTeacher(TrainerCallback):
         trainer, dataset = self.trainer, self.trainer.eval_dataset
         self.images = min(self.images, len(dataset))
         chosen = Subset(dataset, evenly_spread(len(dataset), self.images))
+        segmenter = Segmenter(trainer.teacher, trainer.teacher_processing_class, device=trainer.args.device)
         matrix = 0
         try:
-            scored = predictions(trainer.teacher, trainer.teacher_processing_class, chosen, device=trainer.args.device)
-            for _, labels, predicted in scored:
+            for _, labels, predicted in predictions(segmenter, chosen):
                 matrix = matrix + confusion_matrix(predicted, labels, trainer.num_labels, trainer.ignore_index)
         except ValueError as error:  # from a teacher that reads images of one size or shape only
             logger.info("The teacher is not scored: %s", error)

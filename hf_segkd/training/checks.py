@@ -10,11 +10,10 @@ from typing import Literal
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_segkd.data import DatasetSpec
+from dataset_builders.opened import OpenedDataset
 from hf_segkd.data.integrity import WARNINGS, find_leaks, find_problems, problem_table
-from hf_segkd.data.raw import LabelValues, RawSplit
 from hf_segkd.hub import fetch_checkpoint, open_repository
-from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.class_map import class_names, map_classes, normal, placeholders
 from hf_segkd.loading.native import expose_features
 from hf_segkd.losses import LOSSES
@@ -130,7 +129,7 @@ def load_teacher(
     """
     if not check_teacher(teacher, losses):
         return None, None
-    model, processor = load_with_processor(teacher, revision=revision, trust_remote_code=trust_remote_code)
+    model, processor = load_model(teacher, revision=revision, trust_remote_code=trust_remote_code)
     return map_classes(expose_features(model, features), labels, classes), processor
 
 
@@ -153,12 +152,7 @@ def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> 
 
 
 def check_data(
-    splits: dict[str, RawSplit],
-    ids: dict,
-    spec: DatasetSpec,
-    how: Literal["sample", "full", "none"] = "sample",
-    skip_unreadable: bool = False,
-    published: bool = False,
+    dataset: OpenedDataset, how: Literal["sample", "full", "none"] = "sample", skip_unreadable: bool = False
 ) -> list[int]:
     """Check the files of the training and evaluation split, and that no image is in two splits.
 
@@ -167,13 +161,10 @@ def check_data(
     images, are logged as warnings; so are images in two splits of a published dataset, which nobody can mend.
 
     Args:
-        splits (`dict[str, RawSplit]`): Files by split; the first result of [`~dataset_builders.raw_splits`].
-        ids (`dict`): Raw value or colour to train id; its second result.
-        spec (`DatasetSpec`): Classes and names of the splits.
+        dataset ([`~dataset_builders.opened.OpenedDataset`]): From [`~dataset_builders.open_dataset`].
         how (`str`, *optional*, defaults to `"sample"`): Up to 1000 evenly spread items of each split, all, or none.
         skip_unreadable (`bool`, *optional*, defaults to `False`): Return the unreadable items of the training split,
             all of which are then read, instead of refusing them.
-        published (`bool`, *optional*, defaults to `False`): Whether the splits are those of a benchmark.
 
     Returns:
         `list[int]`: Positions in the training split to leave out; empty unless `skip_unreadable`.
@@ -183,19 +174,22 @@ def check_data(
     """
     if how == "none" and skip_unreadable:
         raise ValueError("--skip_unreadable needs the check that finds them. Leave out --check_data none.")
+    if how == "none":
+        return []
+    spec, splits = dataset.spec, dataset.raw_splits()
     # Drawn datasets have no files; a split that is missing is refused by the one who loads it.
-    if how == "none" or not {spec.train_split, spec.eval_split} <= splits.keys():
+    if not {spec.train_split, spec.eval_split} <= splits.keys():
         return []
     limit = SAMPLE if how == "sample" else None
     limits = {spec.train_split: None if skip_unreadable else limit, spec.eval_split: limit}
-    problems = find_problems(splits, LabelValues(ids, spec.ignore_index, spec.num_labels), limits)
+    problems = find_problems(splits, dataset.label_map, spec.num_labels, limits)
     problems += find_leaks(splits)
     train = [problem for problem in problems if problem.split == spec.train_split]
     skipped = {problem.index for problem in train if problem.kind == "unreadable"} if skip_unreadable else set()
     if len(skipped) == len(splits[spec.train_split]):
         raise ValueError(f"All {len(skipped)} images of the {spec.train_split} split are unreadable.")
     problems = [x for x in problems if x.split != spec.train_split or x.index not in skipped]
-    mild = {*WARNINGS, "leak"} if published else {*WARNINGS}
+    mild = {*WARNINGS, "leak"} if dataset.published else {*WARNINGS}
     if warned := [problem for problem in problems if problem.kind in mild]:
         logger.warning("Check these files of the data:\n%s", problem_table(warned))
     if refused := [problem for problem in problems if problem.kind not in mild]:

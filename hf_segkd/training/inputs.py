@@ -3,15 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from dataset_builders import BUILDERS, DataArguments, data_options, load_split, raw_splits
-from hf_segkd.data import (
-    DatasetSpec,
-    EvalTransform,
-    PhotometricJitter,
-    SegmentationDataset,
-    TrainTransform,
-    decoded,
-)
+from dataset_builders import BUILDERS, DataArguments
+from dataset_builders.opened import OpenedDataset
+from hf_segkd.data import DatasetSpec, PhotometricJitter, SegmentationDataset, TrainTransform
 from hf_segkd.training.checks import check_data
 
 
@@ -46,26 +40,16 @@ class TrainingData(NamedTuple):
     skipped: int
 
 
-def training_data(arguments: InputArguments, spec: DatasetSpec, seed: int) -> TrainingData:
+def training_data(arguments: InputArguments, dataset: OpenedDataset, seed: int) -> TrainingData:
     """Check the files, then load both splits.
 
     Raises:
         `ValueError`: For an unknown option, or anything that is wrong with the data.
     """
-    name, data_dir, options = arguments.dataset, arguments.data_dir, data_options(arguments)
-    transform = _train_transform(arguments, spec)
-    published = name in BUILDERS and name != "folder"
-    splits, ids = raw_splits(name, data_dir, **options)
-    skip = check_data(splits, ids, spec, arguments.check_data, arguments.skip_unreadable, published)
-    options["skip"] = {spec.train_split: skip}
-    train, validation = (load_split(name, data_dir, split, **options) for split in (spec.train_split, spec.eval_split))
-    if arguments.cache_dir:
-        train, validation = decoded(train, arguments.cache_dir), decoded(validation, arguments.cache_dir)
-    return TrainingData(
-        SegmentationDataset(train, transform, spec.num_labels, seed=seed),
-        SegmentationDataset(validation, EvalTransform(spec.ignore_index), spec.num_labels, seed=seed),
-        len(skip),
-    )
+    transform = _train_transform(arguments, dataset.spec)
+    skipped = check_data(dataset, arguments.check_data, arguments.skip_unreadable)
+    options = {"seed": seed, "skip": {dataset.spec.train_split: skipped}, "decoded_dir": arguments.cache_dir}
+    return TrainingData(dataset.training_set(transform, **options), dataset.evaluation_set(**options), len(skipped))
 
 
 def _train_transform(arguments: InputArguments, spec: DatasetSpec) -> TrainTransform:

@@ -45,7 +45,7 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
     `from_pretrained`, and `losses.safetensors` beside it.
 
     Args:
-        student (`PreTrainedModel`): From [`~hf_segkd.models.load_segmenter`].
+        student (`PreTrainedModel`): From [`~hf_segkd.loading.any_model.load_model`].
         teacher (`PreTrainedModel`, *optional*): From the same function; `None` trains with the labels alone.
         args (`DistillationConfig`): Training arguments and losses.
         losses (`dict[str, DistillationLoss]`, *optional*): Your own modules; defaults to those of `args.losses`.

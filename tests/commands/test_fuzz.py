@@ -82,7 +82,7 @@ class Planned(Exception):
 def plan(monkeypatch, tmp_path):
     """The script up to the plan: a command line to its arguments and its losses, no data, no network, no model."""
 
-    def build(script, config):
+    def build(script, config, dataset):
         build_losses(config.losses, loss_setup())
         raise Planned(script, config)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_builders import dataset_spec, load_split, load_splits
+from dataset_builders import open_dataset, open_from_arguments
 from helpers.own_photos import COLUMNS, NAMES, ids, picture, table, write_photos
 from helpers.paths import ROOT
 from hf_segkd.recipe import parse
@@ -35,12 +35,12 @@ def test_local_datasets_open_with_columns_and_a_split(tmp_path, form):
         folder.mkdir()
         table().to_parquet(str(folder / "train-00000-of-00001.parquet"))
     options = {**COLUMNS, "labels": NAMES, "cache_dir": str(tmp_path / "cache")}
-    splits = load_splits(str(folder), None, validation_fraction=0.3, **options)
+    splits = open_dataset(str(folder), validation_fraction=0.3, **options).all_splits()
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 4, "validation": 2}
     seen = sorted(tuple(np.array(row["annotation"])[1, :15:5]) for rows in splits.values() for row in rows)
     assert seen == sorted(tuple(ids(index)[1, :15:5]) for index in range(6))
     assert splits["train"].column_names == ["image", "annotation", "image_id"]
-    again = load_splits(str(folder), None, validation_fraction=0.3, **options)
+    again = open_dataset(str(folder), validation_fraction=0.3, **options).all_splits()
     assert [row["image"].tobytes() for row in again["validation"]] == [
         row["image"].tobytes() for row in splits["validation"]
     ]
@@ -55,11 +55,11 @@ def test_opened_masks_are_mapped_and_may_be_missing(tmp_path):
     rows = [{"photo": picture(index), "mask": mask} for index, mask in enumerate(masks)]
     rows = datasets.Dataset.from_list(rows, features=features).cast_column("mask", datasets.Image(mode="L"))
     datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(str(tmp_path / "saved"))
-    train = load_split(str(tmp_path / "saved"), None, "train", labels=NAMES, **COLUMNS)
+    train = open_dataset(str(tmp_path / "saved"), labels=NAMES, **COLUMNS).split("train")
     assert set(np.array(train[1]["annotation"]).flat) == {255}
     assert np.array_equal(np.array(train[2]["annotation"]), ids(2))
-    mapped = load_split(
-        str(tmp_path / "saved"), None, "train", label_map={0: "rest", 1: "damage", 2: "damage"}, **COLUMNS
+    mapped = open_dataset(str(tmp_path / "saved"), label_map={0: "rest", 1: "damage", 2: "damage"}, **COLUMNS).split(
+        "train"
     )
     assert np.array(mapped[3]["annotation"]).max() == 255 and set(np.array(mapped[3]["annotation"]).flat) == {
         0,
@@ -67,33 +67,33 @@ def test_opened_masks_are_mapped_and_may_be_missing(tmp_path):
         255,
     }
     with pytest.raises(ValueError, match=r"'train_000000' holds the values \[2\]; allowed are 0 to 1 and 255"):
-        load_split(str(tmp_path / "saved"), None, "train", labels=NAMES[:2], **COLUMNS)[0]
+        open_dataset(str(tmp_path / "saved"), labels=NAMES[:2], **COLUMNS).split("train")[0]
 
 
 def test_class_names_come_from_features_or_the_file_beside(tmp_path):
     """A dataset that carries its names should not need them again."""
     feature = datasets.List(datasets.ClassLabel(names=NAMES))
     datasets.DatasetDict({"train": table(classes=feature)}).save_to_disk(str(tmp_path / "a"))
-    assert dataset_spec(str(tmp_path / "a"), **COLUMNS).labels == tuple(NAMES)
+    assert open_dataset(str(tmp_path / "a"), **COLUMNS).spec.labels == tuple(NAMES)
     datasets.DatasetDict({"train": table()}).save_to_disk(str(tmp_path / "b"))
     with pytest.raises(ValueError, match="The classes have no names"):
-        dataset_spec(str(tmp_path / "b"), **COLUMNS)
+        str(open_dataset(str(tmp_path / "b"), **COLUMNS).spec)
     (tmp_path / "b" / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
-    assert dataset_spec(str(tmp_path / "b"), **COLUMNS).labels == tuple(NAMES)
+    assert open_dataset(str(tmp_path / "b"), **COLUMNS).spec.labels == tuple(NAMES)
 
 
 def test_wrong_columns_splits_and_names_are_answered(tmp_path):
     """Hub datasets name their columns as they like."""
     datasets.DatasetDict({"train": table()}).save_to_disk(str(tmp_path / "a"))
     with pytest.raises(ValueError, match=r"no column 'image' \(image_column\); it has photo, mask"):
-        load_split(str(tmp_path / "a"), None, "train", labels=NAMES)
+        open_dataset(str(tmp_path / "a"), labels=NAMES).split("train")
     with pytest.raises(ValueError, match="has no split 'test'.*Available: train, validation"):
-        load_split(str(tmp_path / "a"), None, "test", labels=NAMES, **COLUMNS)
+        open_dataset(str(tmp_path / "a"), labels=NAMES, **COLUMNS).split("test")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="Cannot open the dataset '.*empty'"):
-        load_split(str(tmp_path / "empty"), None, "train", labels=NAMES)
+        open_dataset(str(tmp_path / "empty"), labels=NAMES).split("train")
     with pytest.raises(ValueError, match="Unknown dataset 'foldr'. Did you mean 'folder'"):
-        dataset_spec("foldr")
+        open_dataset("foldr")
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "datasets").glob("*.yaml")), ids=lambda path: path.stem)
@@ -102,7 +102,7 @@ def test_every_dataset_recipe_merges_with_a_pair_and_a_method(path, tmp_path):
     others = [str(RECIPES / "pairs" / "espnet_espnet-c.yaml"), str(RECIPES / "methods" / "kd_cwd.yaml")]
     flags = ["--output_dir", str(tmp_path), "--use_cpu"]
     (arguments, config), _ = parse((distill.ScriptArguments, DistillationConfig), [str(path), *others, *flags])
-    spec = dataset_spec(arguments.dataset, arguments.data_dir, **distill.data_options(arguments))
+    spec = open_from_arguments(arguments).spec
     assert path.stem.startswith(arguments.dataset) and arguments.dataset == spec.name  # one file for each schedule
     assert len(arguments.crop_size) == 2 and config.max_steps > 0
 

@@ -16,7 +16,9 @@ from hf_segkd.data import DATASETS
 from hf_segkd.data.labels import CITYSCAPES_IDS
 from hf_segkd.deployment.label_files import FORMATS, check_format, find_images, palette_of
 from hf_segkd.evaluation.confusion import confusion_matrix, scores
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.evaluation.segmenter import Segmenter
+from hf_segkd.loading.any_model import load_model
+from hf_segkd.loading.pretrained import load_processor
 
 predict = script("predict")
 
@@ -24,7 +26,7 @@ predict = script("predict")
 def model_folder(folder, dataset):
     """A small random model of a dataset's classes; its prediction varies over the image."""
     torch.manual_seed(0)
-    model = load_segmenter({**TINY, "use_decoder": True}, id2label=DATASETS[dataset].id2label)
+    model = load_model({**TINY, "use_decoder": True}, id2label=DATASETS[dataset].id2label)[0]
     with torch.no_grad():  # all classes as likely, so that most of them are predicted somewhere
         model.decode_head.classifier.weight.mul_(3)
     model.save_pretrained(folder)
@@ -86,8 +88,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, synthetic_model, 
         photo(tmp_path / "photos" / f"{number}.png", seed=number)
     run(synthetic_model, tmp_path / "photos" / "0.png", out=tmp_path / "out")
     done = []
-    real = predict.predict
-    monkeypatch.setattr(predict, "predict", lambda *args: done.append(1) or real(*args))
+    real = Segmenter.predict
+    monkeypatch.setattr(Segmenter, "predict", lambda *args: done.append(1) or real(*args))
     assert len(run(synthetic_model, tmp_path / "photos", out=tmp_path / "out")) == 3 and len(done) == 2
     assert not list((tmp_path / "out").glob("*.part"))
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from helpers.commands import RECIPE, recipe, refusal
 from helpers.paths import ROOT
 from hf_segkd.commands import distill, evaluate
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.loading.any_model import load_model
+from hf_segkd.loading.pretrained import load_processor
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_final_folder_is_complete_and_holds_neither_teacher_nor_pickle(finished,
         *("training_log.json", "README.md", "espnet.py", "image_processing.py", "normalization.py", "outputs.py"),
         *(f"figures/{name}.png" for name in ("predictions", "curves", "classes", "sample")),
     }
-    assert load_file(folder / "model.safetensors").keys() == load_segmenter(str(folder)).state_dict().keys()
+    assert load_file(folder / "model.safetensors").keys() == load_model(str(folder))[0].state_dict().keys()
     assert (folder / "model.safetensors").stat().st_size < (Path(teacher) / "model.safetensors").stat().st_size
 
 
@@ -54,7 +55,7 @@ def test_final_student_gives_the_same_logits_in_a_new_process(finished, tmp_path
     )
     paths = [str(folder), str(tmp_path / "image.png"), str(tmp_path / "logits.pt")]
     subprocess.run([sys.executable, "-c", code, *paths], check=True, cwd=tmp_path)
-    model, inputs = load_segmenter(str(folder)), load_processor(str(folder))(image, return_tensors="pt")
+    model, inputs = load_model(str(folder))[0], load_processor(str(folder))(image, return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, torch.load(tmp_path / "logits.pt", weights_only=True))
 
@@ -74,17 +75,14 @@ def test_merged_recipe_alone_repeats_the_run(finished, tmp_path):
     )
 
 
-@pytest.fixture
-def same_scenes(monkeypatch):
-    """`evaluate.py` sees the validation scenes of the training runs here."""
-    rows = evaluate.dataset_builders.load_split("synthetic", None, "validation", **RECIPE["dataset_config"])
-    monkeypatch.setattr(evaluate.dataset_builders, "load_split", lambda *_: rows)
+# The validation scenes of the training runs here.
+SCENES = ["--dataset", "synthetic", "--dataset_config", json.dumps(RECIPE["dataset_config"])]
 
 
-def test_evaluate_gives_the_numbers_of_the_training_run(finished, tmp_path, same_scenes, capsys):
+def test_evaluate_gives_the_numbers_of_the_training_run(finished, tmp_path, capsys):
     """Two evaluation paths that disagree make every table doubtful."""
     report, folder = finished
-    argv = [str(folder), "--dataset", "synthetic", "--output_dir", str(tmp_path), "--device", "cpu"]
+    argv = [str(folder), *SCENES, "--output_dir", str(tmp_path), "--device", "cpu"]
     (found,) = evaluate.main(argv).values()
     assert found["per_class_iou"] == report["per_class_iou"]
     written = json.loads((tmp_path / "metrics.json").read_text())
@@ -94,11 +92,11 @@ def test_evaluate_gives_the_numbers_of_the_training_run(finished, tmp_path, same
     assert {"best.png", "worst.png"} <= names and "pavement" in capsys.readouterr().out
 
 
-def test_two_models_are_evaluated_and_compared_in_one_command(finished, teacher, tmp_path, same_scenes, capsys):
+def test_two_models_are_evaluated_and_compared_in_one_command(finished, teacher, tmp_path, capsys):
     """The difference of two tables says nothing about its uncertainty."""
     _, folder = finished
-    argv = ["--compare", teacher, str(folder), "--dataset", "synthetic", "--output_dir", str(tmp_path)]
-    reports = evaluate.main([*argv, "--device", "cpu", "--flip", "--mode", "slide", "--window", "16", "32"])
+    argv = ["--compare", teacher, str(folder), *SCENES, "--output_dir", str(tmp_path)]
+    reports = evaluate.main([*argv, "--device", "cpu", "--flip", "--mode", "slide", "--crop_size", "16", "32"])
     assert len(reports) == 2 and all((tmp_path / name / "metrics.json").is_file() for name in reports)
     comparison = json.loads((tmp_path / "comparison.json").read_text())
     first, second = (reports[comparison[key]]["mean_iou"] for key in ("first", "second"))
@@ -106,7 +104,10 @@ def test_two_models_are_evaluated_and_compared_in_one_command(finished, teacher,
     assert value == pytest.approx(first - second) and low <= value <= high
     summary = (tmp_path / "summary.md").read_text()
     assert all(f"| {name} | {100 * reports[name]['mean_iou']:.2f} |" in summary for name in reports)
-    assert "95 % interval" in capsys.readouterr().out and (tmp_path / "predictions.png").is_file()
+    printed = capsys.readouterr().out
+    assert "95 % interval" in printed and (tmp_path / "predictions.png").is_file()
+    table = printed[printed.index("IoU  ") : printed.index("\nmean IoU")].splitlines()
+    assert table[0].split()[1:] == list(reports) and len({len(line) for line in table}) == 1
 
 
 def test_run_stopped_by_sigterm_and_resumed_ends_with_the_same_bits(teacher, tmp_path):

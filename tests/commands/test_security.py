@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig, SegformerConfig
 
 from helpers.paths import ROOT
-from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.pretrained import load_processor
 
 SOURCES = [path for folder in ("hf_segkd", "scripts", "dataset_builders") for path in (ROOT / folder).rglob("*.py")]
@@ -67,7 +67,7 @@ def foreign_folder(tmp_path, monkeypatch):
 def test_code_of_a_model_runs_only_when_the_user_says_so(foreign_folder):
     folder, trace = foreign_folder
     with pytest.raises(ValueError, match="brings Python code of its own.*--trust_remote_code"):
-        load_with_processor(folder)
+        load_model(folder)
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_processor(folder)
     assert not trace.exists()

@@ -44,21 +44,21 @@ def test_a_dataset_without_a_train_split_is_refused_in_words(tmp_path):
     datasets.DatasetDict({"validation": rows}).save_to_disk(tmp_path / "disk")
     options = {"labels": NAMES, **COLUMNS}
     arguments = InputArguments(dataset=str(tmp_path / "disk"), crop_size=[16, 16], **options)
-    spec = dataset_builders.dataset_spec(arguments.dataset, **options)
+    dataset = dataset_builders.open_dataset(arguments.dataset, **options)
     with pytest.raises(ValueError, match="has no split 'train'"):
-        training_data(arguments, spec, seed=0)
+        training_data(arguments, dataset, seed=0)
 
 
 def test_skipped_rows_are_left_out_of_the_split(photos, tmp_path):
     """The builder itself refuses an unreadable mask: the pair must go before it opens the file."""
     cut_off(photos / "masks" / "train" / "train_5.png")
-    rows = dataset_builders.load_split("folder", str(photos), "train", labels=NAMES, skip={"train": [5]})
+    rows = dataset_builders.open_dataset("folder", str(photos), labels=NAMES).split("train", {"train": [5]})
     assert [row["image_id"] for row in rows] == [f"train_{index}" for index in (0, 1, 2, 3, 4, 6, 7)]
-    rows = dataset_builders.load_split("folder", str(photos), "validation", labels=NAMES, skip={"train": [5]})
+    rows = dataset_builders.open_dataset("folder", str(photos), labels=NAMES).split("validation", {"train": [5]})
     assert len(rows) == 4, "the splits of a folder are prepared together"
     table(6).save_to_disk(tmp_path / "disk")
     name, options = str(tmp_path / "disk"), {"labels": NAMES, **COLUMNS}
-    load = functools.partial(dataset_builders.load_split, name, None, "train", **options)
+    load = functools.partial(dataset_builders.open_dataset(name, **options).split, "train")
     whole, part = (load(skip=skip)["image_id"] for skip in ({}, {"train": [2]}))
     assert part == [*whole[:2], *whole[3:]]
 

@@ -9,7 +9,7 @@ from transformers import AutoBackbone, AutoConfig
 
 from hf_segkd.conversion import efficientnet_lite, load_original
 from hf_segkd.conversion.imagenet import FILES, load_backbone_weights
-from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import BACKBONES
 
 # Blocks of each stage and their ImageNet strides.
@@ -134,7 +134,7 @@ def test_a_student_from_these_weights_reads_images_as_they_were_trained(file, tm
     variant, weights = file
     torch.save(weights, tmp_path / "weights.pth")
     spec = {"model_type": "deeplabv3", "backbone": f"efficientnet_{variant}", "hidden_size": 8}
-    model, processor = load_with_processor(spec | {"backbone_weights": str(tmp_path / "weights.pth")})
+    model, processor = load_model(spec | {"backbone_weights": str(tmp_path / "weights.pth")})
     assert processor.image_mean == [0.5, 0.5, 0.5] and processor.image_std == [0.5, 0.5, 0.5]
     assert not processor.do_flip_channel_order and processor.do_rescale and processor.align_corners
     assert not model.config.use_auxiliary_head

@@ -12,7 +12,7 @@ from helpers.commands import RECIPE, distill, script
 from hf_segkd.conversion import convert
 from hf_segkd.conversion.espnetv2 import FAMILY
 from hf_segkd.data import DATASETS
-from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.class_map import class_names, map_classes
 from hf_segkd.models import ESPNetv2Config, ESPNetv2ForSemanticSegmentation
 
@@ -108,17 +108,17 @@ def logits(model):
 
 def test_as_teacher_and_as_student_it_has_the_classes_of_the_dataset(city, tmp_path):
     """The 20th score has no counterpart in Cityscapes: kept, it would take part of every softmax."""
-    teacher, _ = load_with_processor(str(city))
+    teacher, _ = load_model(str(city))
     whole = logits(teacher)
     assert whole.shape[1] == 20
     assert torch.equal(logits(map_classes(teacher, CITYSCAPES.labels)), whole[:, :19])
     script("convert").main([str(city), str(tmp_path / "folder"), "--dataset", "cityscapes"])
     for source in (city, tmp_path / "folder"):
-        student, _ = load_with_processor(str(source), CITYSCAPES.id2label)
+        student, _ = load_model(str(source), CITYSCAPES.id2label)
         assert student.config.num_labels == 19 and student.config.pyramid_size == 10
         torch.testing.assert_close(logits(student), whole[:, :19], rtol=1e-5, atol=1e-5)
     student.save_pretrained(tmp_path / "saved")
-    torch.testing.assert_close(logits(load_with_processor(str(tmp_path / "saved"))[0]), logits(student))
+    torch.testing.assert_close(logits(load_model(str(tmp_path / "saved"))[0]), logits(student))
 
 
 def test_released_kind_distils_into_the_smallest_width(tmp_path):
@@ -130,7 +130,7 @@ def test_released_kind_distils_into_the_smallest_width(tmp_path):
     (tmp_path / "given.yaml").write_text(yaml.safe_dump(given))
     argv = [str(tmp_path / "given.yaml"), "--teacher", str(tmp_path / "teacher.pth")]
     assert distill.main([*argv, "--output_dir", str(tmp_path / "run")])["steps"] == 2
-    student, _ = load_with_processor(str(tmp_path / "run"), labels)
+    student, _ = load_model(str(tmp_path / "run"), labels)
     saved = load_file(tmp_path / "run" / "model.safetensors")
     assert all(torch.equal(value, saved[key]) for key, value in student.state_dict().items())
 
@@ -141,9 +141,9 @@ def test_released_file_converts_by_the_command_and_serves_as_it_is(name, tmp_pat
     """A tensor left behind keeps its random start, and the published mIoU is lost without an error."""
     path, spec = golden_espnetv2.released(f"espnetv2/{name}"), CITYSCAPES if "city" in name else VOC
     script("convert").main([str(path), str(tmp_path / "model"), "--dataset", spec.name])
-    folder, _ = load_with_processor(str(tmp_path / "model"))
-    teacher, processor = load_with_processor(str(path))
+    folder, _ = load_model(str(tmp_path / "model"))
+    teacher, processor = load_model(str(path))
     assert torch.equal(logits(folder), logits(teacher)) and processor.image_std == [0.229, 0.224, 0.225]
     assert logits(map_classes(teacher, spec.labels)).shape[1] == spec.num_labels
-    student, _ = load_with_processor(str(path), spec.id2label)
+    student, _ = load_model(str(path), spec.id2label)
     assert class_names(student.config) == list(spec.labels)

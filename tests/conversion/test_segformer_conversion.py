@@ -7,7 +7,8 @@ from transformers import SegformerForSemanticSegmentation
 from helpers import golden_models
 from hf_segkd.conversion import convert, converted_processor, recognise
 from hf_segkd.conversion.segformer import config
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.loading.any_model import load_model
+from hf_segkd.loading.pretrained import load_processor
 
 B0 = "cirkd-segformer-MiT_B0-19"
 
@@ -26,7 +27,7 @@ def test_converted_model_is_the_same_after_save_and_load(original, tmp_path):
     """transformers writes older names than its modules have: a plain load of the file leaves most out."""
     model = convert(original)
     model.save_pretrained(tmp_path)
-    loaded = load_segmenter(str(tmp_path))
+    loaded = load_model(str(tmp_path))[0]
     assert type(loaded) is type(model) is SegformerForSemanticSegmentation
     expected = model.state_dict()
     assert loaded.state_dict().keys() == expected.keys()

@@ -85,7 +85,9 @@ def test_changed_files_and_another_label_map_have_another_cache(tmp_path):
     photos = write_photos(tmp_path / "photos")
 
     def cached(**options):
-        return decoded(dataset_builders.load_split("folder", str(photos), "train", **options), tmp_path / "cache")
+        return decoded(
+            dataset_builders.open_dataset("folder", str(photos), **options).split("train"), tmp_path / "cache"
+        )
 
     first = cached(labels=NAMES)
     assert cached(labels=NAMES).folder == first.folder

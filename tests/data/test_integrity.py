@@ -68,7 +68,7 @@ def test_a_photo_is_compared_as_it_is_shown(photos):
     (photos / "images" / "train" / "train_4.png").unlink()
     upright.save(photos / "images" / "train" / "train_4.jpg", exif=turned)
     assert check(photos) == []
-    row = dataset_builders.load_split("folder", str(photos), "train", labels=NAMES)[4]
+    row = dataset_builders.open_dataset("folder", str(photos), labels=NAMES).split("train")[4]
     assert read_example(row)["image"].shape == (3, 64, 80)
 
 
@@ -209,9 +209,8 @@ def test_zip_archives_are_checked_without_being_unpacked(tmp_path):
             mask = io.BytesIO()
             Image.fromarray(ids(index) % 3).save(mask, "PNG")
             archive.writestr(f"ADEChallengeData2016/annotations/{folder}/ADE_{split}_{index:08d}.png", mask.getvalue())
-    splits, raw_ids = dataset_builders.raw_splits("ade20k", str(tmp_path))
     with pytest.raises(ValueError) as refused:
-        check_data(splits, raw_ids, dataset_builders.dataset_spec("ade20k"))
+        check_data(dataset_builders.open_dataset("ade20k", str(tmp_path)))
     assert line(str(refused.value), "ADE_val_00000002.jpg").startswith("unreadable")
 
 
@@ -224,9 +223,8 @@ def test_rows_of_an_opened_dataset_are_checked_too(tmp_path):
     content[5]["mask"] = Image.fromarray(np.full((32, 40), 9, dtype=np.uint8))
     datasets.Dataset.from_list(content, features=features).save_to_disk(tmp_path / "disk")
     name, options = str(tmp_path / "disk"), {"labels": NAMES, "validation_fraction": 0.25, **COLUMNS}
-    splits, raw_ids = dataset_builders.raw_splits(name, None, **options)
     with pytest.raises(ValueError) as refused:
-        check_data(splits, raw_ids, dataset_builders.dataset_spec(name, **options))
+        check_data(dataset_builders.open_dataset(name, **options))
     assert line(str(refused.value), "dark.png").startswith("unreadable")
     assert "mask of train_000005" in str(refused.value)
 
@@ -234,7 +232,7 @@ def test_rows_of_an_opened_dataset_are_checked_too(tmp_path):
 def test_a_published_split_with_a_leak_is_reported_and_not_refused(photos, caplog):
     """Nobody can mend a benchmark, and scores on it are compared as it is."""
     shutil.copy(photos / "images" / "train" / "train_2.png", photos / "images" / "val" / "val_10.png")
-    splits, raw_ids = dataset_builders.raw_splits("folder", str(photos), labels=NAMES)
-    spec = dataset_builders.dataset_spec("folder", str(photos), labels=NAMES)
-    assert check_data(splits, raw_ids, spec, published=True) == []
+    dataset = dataset_builders.open_dataset("folder", str(photos), labels=NAMES)
+    dataset.published = True
+    assert check_data(dataset) == []
     assert line(caplog.text, "val_10.png").startswith("leak ")

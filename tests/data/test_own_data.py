@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
-from dataset_builders import dataset_spec, load_split
+from dataset_builders import open_dataset
 from dataset_builders.own_classes import own_classes
 from helpers.own_photos import NAMES, ids, picture, save, write_photos
 
@@ -21,7 +21,7 @@ def photos(tmp_path):
 def load(tmp_path):
     def load_folder(root: Path, split: str = "train", **config) -> datasets.Dataset:
         cache = str(tmp_path / "cache")
-        return load_split("folder", str(root), split, cache_dir=cache, **{"labels": NAMES, **config})
+        return open_dataset("folder", str(root), cache_dir=cache, **{"labels": NAMES, **config}).split(split)
 
     return load_folder
 
@@ -88,11 +88,11 @@ def test_colour_masks_are_read_with_a_colour_map(photos, load):
     expected = ids(int(row["image_id"]))
     expected[0, 0] = 0
     assert np.array_equal(np.array(row["annotation"]), expected)
-    assert dataset_spec("folder", str(photos), label_map=colors).labels == tuple(NAMES)
+    assert open_dataset("folder", str(photos), label_map=colors).spec.labels == tuple(NAMES)
     del colors["(128, 64, 0)"]
     with pytest.raises(ValueError, match=r"holds the values \['#804000'\]; .* Add them to the label map"):
         load(photos, labels=None, label_map=colors)
-    with pytest.raises(ValueError, match="is a colour picture, .* Give a label_map"):
+    with pytest.raises(ValueError, match="is a color picture, .* Give a label_map"):
         load(photos)
 
 

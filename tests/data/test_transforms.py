@@ -12,7 +12,7 @@ from helpers.noise import generator, noise, rows
 from helpers.tiny import LABELS, TINY
 from hf_segkd.data import EvalTransform, PhotometricJitter, SegmentationDataset, TrainTransform
 from hf_segkd.data.resizing import INTERPOLATIONS, Box
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.trainer import DistillationTrainer
 
@@ -251,7 +251,7 @@ def pixels_of_a_run(folder, workers: int, resume: int | None = None, seed: int =
         **{"per_device_train_batch_size": 2, "eval_strategy": "no", "load_best_model_at_end": False},
         **{"save_total_limit": None, "seed": seed, "dataloader_num_workers": workers, **options},
     }
-    student = load_segmenter(TINY, id2label=LABELS)
+    student = load_model(TINY, id2label=LABELS)[0]
     evaluation = SegmentationDataset(rows(1), EvalTransform(), num_labels=10)
     trainer = RecordingTrainer(
         student, args=DistillationConfig(**arguments), train_dataset=train, eval_dataset=evaluation

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_builders import BUILDERS, find_pairs, load_split, load_splits, street_scenes
+from dataset_builders import BUILDERS, open_dataset, street_scenes
 from dataset_builders.street_scenes import draw_scene
 from helpers.paths import ROOT
 from hf_segkd.data import DATASETS
@@ -38,7 +38,7 @@ def folder(tmp_path):
 @pytest.fixture
 def load(tmp_path):
     def load_camvid(root: Path, split: str = "train") -> datasets.Dataset:
-        return load_split("camvid", str(root), split, cache_dir=str(tmp_path / "cache"))
+        return open_dataset("camvid", str(root), cache_dir=str(tmp_path / "cache")).split(split)
 
     return load_camvid
 
@@ -126,7 +126,7 @@ def test_colour_masks_unequal_sizes_and_broken_files_are_named(folder, load):
     """Each of these would surface as an unrelated error deep inside training."""
     mask = folder / "trainannot" / "a.png"
     Image.new("RGB", (6, 4)).save(mask)
-    with pytest.raises(ValueError, match=r"a\.png is a colour picture"):
+    with pytest.raises(ValueError, match=r"a\.png is a color picture"):
         load(folder)
     Image.new("L", (4, 6)).save(mask)
     with pytest.raises(ValueError, match=r"a\.png has 4 x 6 pixels, its image 6 x 4"):
@@ -144,7 +144,7 @@ def test_wrong_folder_says_what_was_looked_for_and_found(tmp_path, load):
     with pytest.raises(ValueError, match="is not a folder"):
         load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="needs data_dir"):
-        load_split("camvid", None, "train")
+        open_dataset("camvid").split("train")
     assert not (tmp_path / "cache").exists(), "work began before the folder was checked"
 
 
@@ -167,7 +167,7 @@ def test_whole_datasets_without_a_split_say_so(folder, tmp_path, caplog):
     """A download that stopped after the training images would be pushed to the Hub as CamVid."""
     for name in ("val", "valannot", "test", "testannot"):
         shutil.rmtree(folder / name)
-    splits = load_splits("camvid", str(folder), cache_dir=str(tmp_path / "cache"))
+    splits = open_dataset("camvid", str(folder), cache_dir=str(tmp_path / "cache")).all_splits()
     assert list(splits) == ["train"]
     assert "lacks the validation and test of camvid: prepared without. Get the folder CamVid of" in caplog.text
 
@@ -190,10 +190,10 @@ def test_cache_sees_added_and_changed_files(folder, load):
 
 def test_cache_sees_changes_of_the_code_that_rows_depend_on(tmp_path, monkeypatch):
     """Scenes drawn by last month's code would be served under today's numbers."""
-    before = load_split("synthetic", None, "train", cache_dir=str(tmp_path), **SMALL).cache_files[0]["filename"]
+    before = open_dataset("synthetic", cache_dir=str(tmp_path), **SMALL).split("train").cache_files[0]["filename"]
     (tmp_path / "changed.py").write_text("other code")
     monkeypatch.setattr(street_scenes, "__file__", str(tmp_path / "changed.py"))
-    after = load_split("synthetic", None, "train", cache_dir=str(tmp_path), **SMALL).cache_files[0]["filename"]
+    after = open_dataset("synthetic", cache_dir=str(tmp_path), **SMALL).split("train").cache_files[0]["filename"]
     assert before != after
 
 
@@ -207,19 +207,19 @@ def test_cache_sees_changes_of_the_code_that_rows_depend_on(tmp_path, monkeypatc
 def test_unknown_names_are_answered_with_the_closest(name, split, message):
     """A typo in a recipe must not read like missing data."""
     with pytest.raises(ValueError) as error:
-        load_split(name, None, split)
+        open_dataset(name).split(split)
     assert message in str(error.value)
 
 
 def test_synthetic_splits_have_the_configured_size(tmp_path):
     """Fields of the config must reach the drawing, and enter the cache key."""
-    splits = load_splits("synthetic", None, cache_dir=str(tmp_path), **SMALL)
+    splits = open_dataset("synthetic", cache_dir=str(tmp_path), **SMALL).all_splits()
     assert {name: len(split) for name, split in splits.items()} == {"train": 3, "validation": 2, "test": 1}
     row = splits["train"][2]
     image, labels = draw_scene("train", 2, 48, 64, seed=0)
     assert np.array_equal(np.array(row["image"]), image) and np.array_equal(np.array(row["annotation"]), labels)
     assert row["image_id"] == "train_00002"
-    wide = load_split("synthetic", None, "train[:1]", cache_dir=str(tmp_path), **SMALL | {"width": 80})
+    wide = open_dataset("synthetic", cache_dir=str(tmp_path), **SMALL | {"width": 80}).split("train[:1]")
     assert wide[0]["image"].size == (80, 48)
 
 
@@ -233,7 +233,7 @@ def test_synthetic_splits_have_the_configured_size(tmp_path):
 def test_bad_synthetic_configuration_is_refused(tmp_path, config, message):
     """A misspelt size in a recipe would silently be the default."""
     with pytest.raises(ValueError, match=message):
-        load_split("synthetic", None, "train", cache_dir=str(tmp_path), **config)
+        open_dataset("synthetic", cache_dir=str(tmp_path), **config).split("train")
 
 
 def test_scenes_depend_on_seed_split_and_index_only():
@@ -275,13 +275,13 @@ def test_script_prepares_camvid_and_counts_it(folder, tmp_path, monkeypatch):
 
 def test_published_camvid_has_the_published_counts(camvid):
     """Scores are comparable on 367 / 101 / 233 images only."""
-    counts = {split: len(pairs) for split, pairs in find_pairs("camvid", str(camvid)).items()}
+    counts = {split: len(pairs) for split, pairs in open_dataset("camvid", str(camvid)).files().items()}
     assert counts == {"train": 367, "validation": 101, "test": 233}
 
 
 def test_camvid_trainval_trains_on_the_validation_pairs_too(folder, tmp_path):
     """The released ESPNets were fitted to both splits; what continues from them must be able to do the same."""
-    pairs = find_pairs("camvid", str(folder), trainval=True)
-    assert pairs["train"] == find_pairs("camvid", str(folder))["train"] + pairs["validation"]
-    rows = load_split("camvid", str(folder), "train", cache_dir=str(tmp_path / "cache"), trainval=True)
+    pairs = open_dataset("camvid", str(folder), trainval=True).files()
+    assert pairs["train"] == open_dataset("camvid", str(folder)).files()["train"] + pairs["validation"]
+    rows = open_dataset("camvid", str(folder), cache_dir=str(tmp_path / "cache"), trainval=True).split("train")
     assert len(rows) == len(pairs["train"]) == 3

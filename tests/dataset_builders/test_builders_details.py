@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_builders import BUILDERS, dataset_spec, find_pairs, load_split
+from dataset_builders import builder_class, open_dataset
 from helpers.paths import SHARED
 from helpers.raw_trees import SIZE, cityscapes, coco_stuff_164k, mask, picture, voc_aug, write
 from hf_segkd.data.labels import CITYSCAPES_IDS
@@ -17,8 +17,8 @@ SAMPLES = SHARED / "samples" / "ade20k_sceneparsing" / "sampleData"
 def test_cityscapes_maps_each_of_the_35_official_ids(tmp_path):
     """The 19 train ids keep the official order; the other 16 ids, the license plate among them, are ignored."""
     assert sorted(CITYSCAPES_IDS) == list(range(-1, 34))
-    config = BUILDERS["cityscapes"].BUILDER_CONFIG_CLASS()
-    lookup = BUILDERS["cityscapes"].label_map(config).ids
+    config = builder_class("cityscapes").BUILDER_CONFIG_CLASS()
+    lookup = builder_class("cityscapes").label_map(config).ids
     evaluated = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
     assert {raw for raw, train_id in lookup.items() if train_id != 255} == evaluated
     assert [lookup[raw] for raw in sorted(evaluated)] == list(range(19))
@@ -27,7 +27,7 @@ def test_cityscapes_maps_each_of_the_35_official_ids(tmp_path):
 def test_cityscapes_test_split_is_unlabelled(tmp_path):
     """Its published label files hold placeholders, which would be scored as truth."""
     root = write(tmp_path / "data", cityscapes())
-    rows = load_split("cityscapes", str(root), "test", cache_dir=str(tmp_path / "cache"))
+    rows = open_dataset("cityscapes", str(root), cache_dir=str(tmp_path / "cache")).split("test")
     assert set(np.array(rows[0]["annotation"]).flat) == {255} and rows[0]["annotation"].size == SIZE
 
 
@@ -37,14 +37,15 @@ def test_cityscapes_extra_images_are_unlabelled_training_images(tmp_path, zipped
     root = write(tmp_path / "data", cityscapes())
     inside = "leftImg8bit/train_extra/bonn/bonn_000000_000001_leftImg8bit.png"
     with pytest.raises(ValueError, match=r"lacks leftImg8bit/train_extra/ \(or leftImg8bit_trainextra.zip\)"):
-        find_pairs("cityscapes", str(root), extra=True)
+        open_dataset("cityscapes", str(root), extra=True).files()
     if zipped:
         with zipfile.ZipFile(root / "leftImg8bit_trainextra.zip", "w") as opened:
             opened.writestr(inside, picture(7, ".png"))
     else:
         write(root, {inside: picture(7, ".png")})
     plain, extra = (
-        load_split("cityscapes", str(root), "train", str(tmp_path / "cache"), extra=extra) for extra in (False, True)
+        open_dataset("cityscapes", str(root), cache_dir=str(tmp_path / "cache"), extra=extra).split("train")
+        for extra in (False, True)
     )
     assert len(plain) == 2 and extra["image_id"][2] == "bonn_000000_000001_leftImg8bit"
     assert set(np.array(extra[2]["annotation"]).flat) == {255}
@@ -53,18 +54,18 @@ def test_cityscapes_extra_images_are_unlabelled_training_images(tmp_path, zipped
 def test_voc_palette_pngs_are_read_as_indices(tmp_path):
     """Read as grey levels, aeroplane (1) becomes 38, which is no class and easily mistaken for one."""
     root = write(tmp_path / "data", voc_aug())
-    rows = load_split("voc_aug", str(root), "validation", cache_dir=str(tmp_path / "cache"))
+    rows = open_dataset("voc_aug", str(root), cache_dir=str(tmp_path / "cache")).split("validation")
     assert np.array(rows[0]["annotation"]).flat[:5].tolist() == [255, 1, 2, 20, 0]
 
 
 def test_voc_train_list_gives_images_and_order(tmp_path):
     """Published splits are lists: the fourth SBD image is a validation image."""
     root = write(tmp_path / "data", voc_aug())
-    assert [image.stem[-1] for image, _ in find_pairs("voc_aug", str(root))["train"]] == ["2", "0", "1"]
+    assert [image.stem[-1] for image, _ in open_dataset("voc_aug", str(root)).files()["train"]] == ["2", "0", "1"]
     lines = b"/JPEGImages/2007_000001.jpg /SegmentationClassAug/2007_000001.png\n"
     (root / "ImageSets" / "Segmentation" / "trainaug.txt").unlink()
     write(root, {"list/train_aug.txt": lines})
-    assert [image.stem[-1] for image, _ in find_pairs("voc_aug", str(root))["train"]] == ["1"]
+    assert [image.stem[-1] for image, _ in open_dataset("voc_aug", str(root)).files()["train"]] == ["1"]
 
 
 def test_voc_without_a_train_list_leaves_the_validation_images_out(tmp_path):
@@ -72,34 +73,34 @@ def test_voc_without_a_train_list_leaves_the_validation_images_out(tmp_path):
     files = voc_aug()
     del files["ImageSets/Segmentation/trainaug.txt"]
     root = write(tmp_path / "data", files)
-    pairs = find_pairs("voc_aug", str(root))
+    pairs = open_dataset("voc_aug", str(root)).files()
     assert [image.stem[-1] for image, _ in pairs["train"]] == ["0", "1", "2"]
     (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
     with pytest.raises(ValueError, match="lacks ImageSets/Segmentation/val.txt"):
-        find_pairs("voc_aug", str(root))
+        open_dataset("voc_aug", str(root)).files()
 
 
 def test_coco_stuff_with_171_classes_skips_the_unused_ids(tmp_path):
     """The two class counts differ by 6 % in mIoU on the same predictions: they must not be mixed up."""
     root = write(tmp_path / "data", coco_stuff_164k())
-    rows = load_split("coco_stuff_164k", str(root), "train", cache_dir=str(tmp_path / "cache"), num_labels=171)
+    rows = open_dataset("coco_stuff_164k", str(root), cache_dir=str(tmp_path / "cache"), num_labels=171).split("train")
     # 11 (street sign) is unused, so that 12 (stop sign) moves down by one, and 181 by eleven.
     assert np.array(rows[0]["annotation"]).flat[:5].tolist() == [0, 10, 11, 170, 255]
-    spec = dataset_spec("coco_stuff_164k", num_labels=171)
+    spec = open_dataset("coco_stuff_164k", num_labels=171).spec
     assert (spec.num_labels, spec.labels[11], spec.labels[170]) == (171, "stop sign", "wood")
-    assert set(dataset_spec("coco_stuff_164k").labels) - set(spec.labels) >= {"street sign", "hair brush"}
+    assert set(open_dataset("coco_stuff_164k").spec.labels) - set(spec.labels) >= {"street sign", "hair brush"}
     write(root, {"stuffthingmaps/train2017/000000000001.png": mask(11)})
     with pytest.raises(ValueError, match=r"holds the values \[11\]"):
-        load_split("coco_stuff_164k", str(root), "train", cache_dir=str(tmp_path / "cache"), num_labels=171)
+        open_dataset("coco_stuff_164k", str(root), cache_dir=str(tmp_path / "cache"), num_labels=171).split("train")
     with pytest.raises(ValueError, match="must be 182 .* or 171, got 172"):
-        dataset_spec("coco_stuff_164k", num_labels=172)
+        str(open_dataset("coco_stuff_164k", num_labels=172).spec)
 
 
 def test_coco_stuff_validation_images_alone_can_be_scored(tmp_path):
     """The train images are 18 GB that an evaluation does not need."""
     files = {path: content for path, content in coco_stuff_164k().items() if not path.startswith("train2017/")}
     root = write(tmp_path / "data", files)
-    pairs = find_pairs("coco_stuff_164k", str(root))
+    pairs = open_dataset("coco_stuff_164k", str(root)).files()
     assert list(pairs) == ["validation"] and len(pairs["validation"]) == 1
 
 
@@ -110,7 +111,7 @@ def test_coco_stuff_reads_the_folders_of_cirkd(tmp_path):
         for path, content in coco_stuff_164k().items()
     }
     root = write(tmp_path / "data", moved)
-    assert len(find_pairs("coco_stuff_164k", str(root))["train"]) == 2
+    assert len(open_dataset("coco_stuff_164k", str(root)).files()["train"]) == 2
 
 
 @pytest.mark.parametrize("folder", [SAMPLES, SAMPLES.parent], ids=lambda x: x.name)
@@ -118,7 +119,7 @@ def test_official_ade20k_samples_map_as_documented(folder, tmp_path):
     """The only official files at hand: raw 0 is ignored, raw v is class v - 1, at full size."""
     if not SAMPLES.is_dir():
         pytest.skip("needs ../shared/samples/ade20k_sceneparsing")
-    rows = load_split("ade20k", str(folder), "validation", cache_dir=str(tmp_path / "cache"))
+    rows = open_dataset("ade20k", str(folder), cache_dir=str(tmp_path / "cache")).split("validation")
     assert rows["image_id"] == ["ADE_val_00000001", "ADE_val_00000002", "ADE_val_00000003"]
     for row in rows:
         raw = np.array(Image.open(SAMPLES / "annotations" / f"{row['image_id']}.png"))
@@ -131,7 +132,7 @@ def test_official_ade20k_samples_map_as_documented(folder, tmp_path):
 
 def test_published_camvid_has_the_class_histogram_of_a_direct_count(camvid, tmp_path):
     """An image paired with its neighbour's annotation keeps the counts of images, and nothing else."""
-    rows = load_split("camvid", str(camvid), "validation", cache_dir=str(tmp_path / "cache"))
+    rows = open_dataset("camvid", str(camvid), cache_dir=str(tmp_path / "cache")).split("validation")
     direct = sum(
         np.bincount(np.array(Image.open(path)).ravel(), minlength=256) for path in (camvid / "valannot").glob("*.png")
     )

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
-from dataset_builders import BUILDERS, command_line, dataset_spec, find_pairs, load_split, load_splits
+from dataset_builders import builder_class, open_dataset, prepare
 from helpers.raw_trees import COUNTS, IDS, SIZE, TREES, ade20k, mask, write, write_archives
 
 
@@ -27,7 +27,7 @@ def rows_of(split: datasets.Dataset) -> list:
 
 def test_official_tree_gives_counts_train_ids_and_ignored_pixels(name, root, tmp_path):
     """One id off by one trains every class as its neighbour."""
-    splits = load_splits(name, str(root), cache_dir=str(tmp_path / "cache"))
+    splits = open_dataset(name, str(root), cache_dir=str(tmp_path / "cache")).all_splits()
     assert {split: len(rows) for split, rows in splits.items()} == COUNTS[name]
     row = splits["train"][0]
     annotation = np.array(row["annotation"])
@@ -40,24 +40,26 @@ def test_official_archives_give_the_rows_of_their_folders(name, root, tmp_path):
     """Unpacking 60 GB first should not be needed, and must change nothing."""
     zipped = write_archives(tmp_path / "zipped", name, TREES[name]())
     before = sorted(zipped.rglob("*"))
-    a, b = (load_splits(name, str(folder), cache_dir=str(tmp_path / "cache")) for folder in (root, zipped))
+    a, b = (
+        open_dataset(name, str(folder), cache_dir=str(tmp_path / "cache")).all_splits() for folder in (root, zipped)
+    )
     assert a.keys() == b.keys() and all(rows_of(a[split]) == rows_of(b[split]) for split in a)
     assert sorted(zipped.rglob("*")) == before, "something was extracted"
 
 
 def test_parquet_export_reloads_equal(name, root, tmp_path, monkeypatch, capsys):
     """An export that holds paths instead of pictures is found out on another machine."""
-    monkeypatch.setattr(command_line, "ROWS_PER_FILE", 1)
-    before = {split: rows_of(rows) for split, rows in load_splits(name, str(root)).items()}
-    command_line.main(name, "", ["--data_dir", str(root), "--output", str(tmp_path / "out")])
+    monkeypatch.setattr(prepare, "ROWS_PER_FILE", 1)
+    before = {split: rows_of(rows) for split, rows in open_dataset(name, str(root)).all_splits().items()}
+    prepare.main(name, "", ["--data_dir", str(root), "--output", str(tmp_path / "out")])
     assert f"train: {COUNTS[name]['train']} images" in capsys.readouterr().out
     for path in sorted(root.rglob("*.*")):
         path.unlink()
     again = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert {split: rows_of(rows) for split, rows in again.items()} == before
-    opened = load_split(str(tmp_path / "out"), None, "validation", cache_dir=str(tmp_path / "cache"))
+    opened = open_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache")).split("validation")
     assert rows_of(opened) == before["validation"]
-    assert dataset_spec(str(tmp_path / "out")).labels == dataset_spec(name).labels
+    assert open_dataset(str(tmp_path / "out")).spec.labels == open_dataset(name).spec.labels
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -76,7 +78,7 @@ def test_partial_downloads_name_what_is_missing_and_where_to_get_it(name, root, 
     (root / victims[name, suffix]).unlink()
     total = 3 if name == "voc_aug" else 2
     with pytest.raises(ValueError, match=rf"^1 of {total} train .*00001.* incomplete\. Get .*http") as error:
-        load_split(name, str(root), "validation", cache_dir=str(tmp_path / "cache"))
+        open_dataset(name, str(root), cache_dir=str(tmp_path / "cache")).split("validation")
     assert Path(victims[name, suffix]).stem.split("_gtFine")[0].split("_leftImg")[0] in str(error.value)
     assert not (tmp_path / "cache").exists(), "work began before the download was checked"
 
@@ -85,20 +87,20 @@ def test_missing_parts_are_all_named(name, tmp_path):
     """The first run after a download should say everything that is still to be fetched."""
     write(tmp_path / "data", {"notes.txt": b""})
     with pytest.raises(ValueError) as error:
-        find_pairs(name, str(tmp_path / "data"))
-    for part in BUILDERS[name].PARTS:
+        open_dataset(name, str(tmp_path / "data")).files()
+    for part in builder_class(name).PARTS:
         assert str(part) in str(error.value)
     assert "found notes.txt" in str(error.value) and "http" in str(error.value)
     with pytest.raises(ValueError, match="needs data_dir, the folder that holds .*http"):
-        find_pairs(name, None)
+        open_dataset(name).files()
     with pytest.raises(ValueError, match="is not a folder"):
-        find_pairs(name, str(tmp_path / "nowhere"))
+        open_dataset(name, str(tmp_path / "nowhere")).files()
 
 
 def test_folder_one_level_too_high_is_answered_with_the_right_one(name, root):
     """Archives unpack into a folder of their own name."""
     with pytest.raises(ValueError, match=f"Did you mean {root}"):
-        find_pairs(name, str(root.parent))
+        open_dataset(name, str(root.parent)).files()
 
 
 def test_cut_archives_are_named(name, tmp_path):
@@ -107,7 +109,7 @@ def test_cut_archives_are_named(name, tmp_path):
     archive = sorted(root.glob("*.zip"))[0]
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(ValueError, match=rf"{archive.name} is not a complete zip archive .* Download it again"):
-        find_pairs(name, str(root))
+        open_dataset(name, str(root)).files()
 
 
 def test_archives_with_names_that_lead_out_are_refused(tmp_path):
@@ -116,7 +118,7 @@ def test_archives_with_names_that_lead_out_are_refused(tmp_path):
     with zipfile.ZipFile(root / "ADEChallengeData2016.zip", "a") as opened:
         opened.writestr("../images/ADE_train_00000009.jpg", b"")
     with pytest.raises(ValueError, match=r"unsafe name '\.\./images"):
-        find_pairs("ade20k", str(root))
+        open_dataset("ade20k", str(root)).files()
 
 
 def test_damaged_archive_members_are_named(tmp_path):
@@ -128,13 +130,13 @@ def test_damaged_archive_members_are_named(tmp_path):
     flipped = bytes([content[place] ^ 255])
     (root / "ADEChallengeData2016.zip").write_bytes(content[:place] + flipped + content[place + 1 :])
     with pytest.raises(ValueError, match=r"Cannot read .*ADE_train_00000000\.jpg.*Bad CRC"):
-        load_split("ade20k", str(root), "train", cache_dir=str(tmp_path / "cache"))
+        open_dataset("ade20k", str(root), cache_dir=str(tmp_path / "cache")).split("train")
 
 
 def test_counts_that_differ_from_the_published_ones_are_reported(name, root, caplog):
     """Scores on another number of images are not the published benchmark."""
-    load_split(name, str(root), "validation")
-    assert f"has {BUILDERS[name].COUNTS['validation']} images, this one has 1" in caplog.text
+    open_dataset(name, str(root)).split("validation")
+    assert f"has {builder_class(name).COUNTS['validation']} images, this one has 1" in caplog.text
     assert "train" not in caplog.text
 
 
@@ -151,4 +153,4 @@ def test_raw_values_outside_the_table_are_named(name, tmp_path, path, raw, messa
     """Annotations of another release would fail on the GPU, or train wrong classes."""
     root = write(tmp_path / "data", TREES[name]() | {path: mask(0, raw)})
     with pytest.raises(ValueError, match=rf"{path} holds the values \[{raw}\]; allowed are .*{message}"):
-        load_split(name, str(root), "train", cache_dir=str(tmp_path / "cache"))
+        open_dataset(name, str(root), cache_dir=str(tmp_path / "cache")).split("train")

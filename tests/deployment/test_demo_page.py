@@ -16,7 +16,8 @@ from PIL import Image
 from dataset_builders.street_scenes import draw_scene
 from helpers.tiny import LABELS, TINY
 from hf_segkd.deployment.demo_page import LONGEST_SIDE, DemoPage, Segmented, write_space
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.evaluation.segmenter import Segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import default_processor
 
 
@@ -28,7 +29,7 @@ PHOTO = scene(0, 60, 80)
 
 
 def pairs(**models):
-    return {title: (model, default_processor(model.config)) for title, model in models.items()}
+    return {title: Segmenter(model, default_processor(model.config)) for title, model in models.items()}
 
 
 @pytest.fixture
@@ -102,14 +103,14 @@ def test_captions_hold_the_time_of_each_model(page):
 def test_class_names_cannot_inject_markup(tiny_student):
     """The names come from a Hub repository that anybody may have written."""
     tiny_student.config.id2label = {index: f"<script>{index}" for index in LABELS}
-    page = DemoPage({"<b>": (tiny_student, default_processor(tiny_student.config))})
+    page = DemoPage({"<b>": Segmenter(tiny_student, default_processor(tiny_student.config))})
     facts = page.facts(page.segment(PHOTO))
     assert "<script>" not in facts and "<b>" not in facts and "&lt;script&gt;" in facts
 
 
 def test_models_of_different_classes_are_refused(tiny_student):
     """Side by side they would share colours that mean different things."""
-    other = load_segmenter(TINY, id2label={0: "sky", 1: "road"})
+    other = load_model(TINY, id2label={0: "sky", 1: "road"})[0]
     with pytest.raises(ValueError, match=r"must share their classes: Student has 10 .*Teacher has 2 \(sky, road\)"):
         DemoPage(pairs(Teacher=other, Student=tiny_student))
     with pytest.raises(ValueError, match="at least one model"):
@@ -143,7 +144,7 @@ def test_space_runs_from_its_folder_alone(tmp_path):
 
     # The models of the Hub stand in as folders at the same relative path.
     for name in ("teacher", "student"):
-        model = load_segmenter(TINY, id2label=LABELS)
+        model = load_model(TINY, id2label=LABELS)[0]
         model.save_pretrained(folder / "user" / name)
         default_processor(model.config).save_pretrained(folder / "user" / name)
     alone = "import sys; sys.path.insert(0, '.'); sys.modules |= dict.fromkeys(['evaluate', 'onnx'])"
@@ -182,7 +183,7 @@ def test_browser_uploads_an_image_and_sees_both_models(page, tmp_path):
     photo, screenshot = PHOTO, os.environ.get("HF_SEGKD_SCREENSHOT")
     if screenshot:
         models = zip(("Teacher", "Student"), os.environ["HF_SEGKD_DEMO"].split(), strict=True)
-        page = DemoPage({name: (load_segmenter(folder), load_processor(folder)) for name, folder in models})
+        page = DemoPage({name: Segmenter(*load_model(folder)) for name, folder in models})
         photo = scene(2, 192, 256)
     photo.save(tmp_path / "photo.png")
     built = page.build([scene(index, 192, 256) for index in (1, 3, 4)])

@@ -13,17 +13,16 @@ from transformers import PreTrainedConfig
 
 from helpers.paths import ROOT
 from helpers.tiny import LABELS, TINY, TinyScenes
-from hf_segkd.evaluation.confusion import scores
-from hf_segkd.evaluation.scoring import evaluate_model
-from hf_segkd.evaluation.segmenter import TorchSegmenter
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.evaluation.scoring import evaluate
+from hf_segkd.evaluation.segmenter import Segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import MODELS, default_processor
 from hf_segkd.models.outputs import OWN_PREFIX
 
 pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
 from hf_segkd.deployment import onnx_export, onnx_segmenter  # noqa: E402
-from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter, agreement, crops, evaluate_segmenter, measurements  # noqa: E402
+from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter, agreement, crops, measurements  # noqa: E402
 
 SCENES = json.dumps({"num_train": 6, "num_validation": 3, "height": 48, "width": 64})
 SIZES = (1, 64, 64), (2, 65, 67), (1, 40, 99), (3, 121, 58)
@@ -44,7 +43,7 @@ def exported(tmp_path_factory):
     """Folder of a student with all four files of it beside, and the rows of the table."""
     folder = tmp_path_factory.mktemp("export")
     torch.manual_seed(0)
-    student = load_segmenter(TINY, id2label=LABELS)
+    student = load_model(TINY, id2label=LABELS)[0]
     student.save_pretrained(folder / "student")
     default_processor(student.config).save_pretrained(folder / "student")
     argv = [str(folder / "student"), "--dataset", "synthetic", "--dataset_config", SCENES]
@@ -55,7 +54,7 @@ def exported(tmp_path_factory):
 @pytest.fixture
 def reference(exported):
     student = str(exported[0] / "student")
-    return TorchSegmenter(load_segmenter(student), load_processor(student))
+    return Segmenter(*load_model(student))
 
 
 def test_labels_are_pytorchs_at_sizes_the_exporter_never_saw(exported, reference):
@@ -191,7 +190,7 @@ def test_arithmetic_on_sizes_is_pythons(tmp_path):
     processor = default_processor(model.config)
     segmenter = OnnxSegmenter(onnx_export.export_onnx(model, processor, tmp_path / "m.onnx"))
     for size in SIZES:
-        assert agreement(segmenter, TorchSegmenter(model, processor), [images(*size)]) >= 0.9999, size
+        assert agreement(segmenter, Segmenter(model, processor), [images(*size)]) >= 0.9999, size
 
 
 @pytest.mark.parametrize(
@@ -215,7 +214,7 @@ def test_foreign_files_are_refused(exported, tmp_path):
     file = onnx_export.onnx.load(exported[0] / "model_fp32.onnx")
     del file.metadata_props[:]
     onnx_export.onnx.save_model(file, tmp_path / "foreign.onnx")
-    with pytest.raises(ValueError, match="not written by scripts/export.py"):
+    with pytest.raises(ValueError, match="not written by hf-segkd export"):
         OnnxSegmenter(tmp_path / "foreign.onnx")
 
 
@@ -233,11 +232,12 @@ def test_calibration_needs_images(exported, tmp_path):
         onnx_export.quantize_static(exported[0] / "model_fp32.onnx", tmp_path / "m.onnx", [])
 
 
-def test_scores_are_those_of_the_evaluation(reference):
+def test_a_file_and_pytorch_are_scored_by_one_function(exported, reference):
     """Two loops over a dataset must not disagree about mIoU."""
-    dataset, processor = TinyScenes(count=3), default_processor(reference.model.config)
-    expected = scores(evaluate_model(reference.model, processor, dataset).matrix)
-    assert evaluate_segmenter(reference, dataset, len(LABELS))["mean_iou"] == expected["mean_iou"]
+    dataset = TinyScenes(count=3)
+    found, expected = (evaluate(x, dataset) for x in (OnnxSegmenter(exported[0] / "model_fp32.onnx"), reference))
+    assert found.matrix.sum() == expected.matrix.sum()
+    assert found.scores()["mean_iou"] == pytest.approx(expected.scores()["mean_iou"], abs=1e-3)
 
 
 def test_measurements_compare_with_the_first():
@@ -270,9 +270,9 @@ def test_crops_keep_to_the_multiple_and_to_the_image():
 def test_every_model_exports_for_any_size(model_type, fields, tmp_path):
     """One operation whose export depends on the example's size, and the file is wrong at every other."""
     torch.manual_seed(0)
-    model = load_segmenter({"model_type": model_type, **fields}, id2label=LABELS).eval()
+    model = load_model({"model_type": model_type, **fields}, id2label=LABELS)[0].eval()
     processor = default_processor(model.config)
     path = onnx_export.export_onnx(model, processor, tmp_path / "m.onnx")
     batches = [images(*size) for size in SIZES]
     # Untrained networks have more ties than the 1 in 10 000 that trained ones are held to.
-    assert agreement(OnnxSegmenter(path), TorchSegmenter(model, processor), batches) >= 0.999
+    assert agreement(OnnxSegmenter(path), Segmenter(model, processor), batches) >= 0.999

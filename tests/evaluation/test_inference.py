@@ -1,11 +1,12 @@
-"""From logits to label maps: windows, scales, flips."""
+"""From logits to label maps: crops, scales, flips."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_segkd.evaluation.inference import Protocol, class_maps, predict, upsampled_argmax
+from hf_segkd.evaluation.inference import class_maps, predict, upsampled_argmax
+from hf_segkd.evaluation.settings import InferenceProtocol
 from hf_segkd.models import SegmentationOutput
 
 K = 5
@@ -37,7 +38,7 @@ def maps(network, size=(48, 64), **options):
     """All class maps (K, H, W) of `IMAGE`."""
     options = {"align_corners": True, **options}
     with torch.no_grad():
-        return torch.stack(list(class_maps(network, IMAGE, Protocol(**options), size)[0]))
+        return torch.stack(list(class_maps(network, IMAGE, InferenceProtocol(**options), size)[0]))
 
 
 def reference(network, image=IMAGE, size=(48, 64)):
@@ -79,30 +80,30 @@ def test_images_are_scaled_as_the_originals_scale_them_on_request(network):
     assert not torch.allclose(found, maps(network, scales=(0.77,)), atol=1e-3)
 
 
-def test_windows_step_by_two_thirds_of_their_height_on_both_sides():
+def test_crops_step_by_two_thirds_of_their_height_on_both_sides():
     """Structured KD's one stride, ceil(2/3 h) = 342; 341 by 682 sees other pixels twice."""
-    assert Protocol(mode="slide", window=(512, 1024)).stride == (342, 342)
-    assert Protocol(mode="slide", window=(769, 300)).stride == (513, 300)
+    assert InferenceProtocol(mode="slide", crop_size=(512, 1024)).stride == (342, 342)
+    assert InferenceProtocol(mode="slide", crop_size=(769, 300)).stride == (513, 300)
 
 
-def test_a_window_that_covers_the_image_is_the_whole_image(network):
+def test_a_crop_that_covers_the_image_is_the_whole_image(network):
     """Else sliding and whole could not be compared."""
-    assert torch.equal(maps(network, mode="slide", window=(48, 64)), maps(network))
-    assert torch.equal(maps(network, mode="slide", window=(100, 200), stride=(10, 10)), maps(network))
+    assert torch.equal(maps(network, mode="slide", crop_size=(48, 64)), maps(network))
+    assert torch.equal(maps(network, mode="slide", crop_size=(100, 200), stride=(10, 10)), maps(network))
 
 
-def test_windows_are_averaged_where_they_overlap(network):
-    """Two windows of 48x40 with stride 24: columns 24 to 40 are seen twice."""
-    got = maps(network, mode="slide", window=(48, 40), stride=(48, 24))
+def test_crops_are_averaged_where_they_overlap(network):
+    """Two crops of 48x40 with stride 24: columns 24 to 40 are seen twice."""
+    got = maps(network, mode="slide", crop_size=(48, 40), stride=(48, 24))
     left, right = (reference(network, IMAGE[..., a : a + 40], (48, 40)) for a in (0, 24))
     assert torch.equal(got[..., :24], left[..., :24])
     assert torch.allclose(got[..., 24:40], (left[..., 24:] + right[..., :16]) / 2, atol=1e-6)
     assert torch.equal(got[..., 40:], right[..., 16:])
 
 
-def test_windows_reach_the_border_and_cover_every_pixel(network):
-    """The last window is moved back to the border, as in the published evaluators, instead of being padded."""
-    maps(network, mode="slide", window=(32, 32), stride=(20, 20))
+def test_crops_reach_the_border_and_cover_every_pixel(network):
+    """The last crop is moved back to the border, as in the published evaluators, instead of being padded."""
+    maps(network, mode="slide", crop_size=(32, 32), stride=(20, 20))
     assert network.calls == [(32, 32)] * 6  # rows 0, 16; columns 0, 20, 32
 
 
@@ -122,7 +123,7 @@ def test_flip_averages_the_view_with_its_mirror_image(network):
 def test_flip_of_a_flip_is_the_identity(network):
     """The mirrored image gives the mirrored prediction."""
     with torch.no_grad():
-        protocol = Protocol(flip=True, align_corners=True, mode="slide", window=(48, 40), stride=(48, 24))
+        protocol = InferenceProtocol(flip=True, align_corners=True, mode="slide", crop_size=(48, 40), stride=(48, 24))
         straight = predict(network, IMAGE, protocol, (48, 64), True)
         mirrored = predict(network, IMAGE.flip(-1), protocol, (48, 64), True)
     assert torch.equal(mirrored.flip(-1), straight)
@@ -146,33 +147,33 @@ def test_probabilities_are_softmaxed_at_label_size_before_averaging(network):
 
 def test_the_model_decides_on_align_corners_unless_the_protocol_does(network):
     """Models of this library upsample with aligned corners, native ones without."""
-    protocol = Protocol()
+    protocol = InferenceProtocol()
     aligned = predict(network, IMAGE, protocol, (48, 64), True)
-    assert torch.equal(aligned, predict(network, IMAGE, Protocol(align_corners=True), (48, 64), False))
+    assert torch.equal(aligned, predict(network, IMAGE, InferenceProtocol(align_corners=True), (48, 64), False))
     assert not torch.equal(aligned, predict(network, IMAGE, protocol, (48, 64), False))
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"mode": "sliding"}, "mode must be one of whole, slide, halves, got 'sliding'"),
-        ({"mode": "slide"}, "mode 'slide' needs a window"),
-        ({"window": (8, 8)}, "mode 'slide' needs a window"),
-        ({"stride": (8, 8)}, "mode 'slide' needs a window"),
-        ({"mode": "slide", "window": (8, 8), "stride": (8, 9)}, "would leave pixels without a prediction"),
+        ({"mode": "sliding"}, "mode must be one of 'whole', 'slide', 'halves', got 'sliding'"),
+        ({"mode": "slide"}, "mode 'slide' needs a crop_size"),
+        ({"crop_size": (8, 8)}, "mode 'slide' needs a crop_size"),
+        ({"stride": (8, 8)}, "mode 'slide' needs a crop_size"),
+        ({"mode": "slide", "crop_size": (8, 8), "stride": (8, 9)}, "would leave pixels without a prediction"),
         ({"scales": ()}, "scales must be positive"),
         ({"scales": (1, 0)}, "scales must be positive"),
-        ({"average": "votes"}, "average must be one of logits, probabilities"),
+        ({"average": "votes"}, "average must be one of 'logits', 'probabilities'"),
     ],
 )
 def test_impossible_protocols_are_refused(options, message):
     """An evaluation that takes an hour should not fail, or worse succeed, for its last image."""
     with pytest.raises(ValueError, match=message):
-        Protocol(**options)
+        InferenceProtocol(**options)
 
 
 def test_a_protocol_says_what_it_is():
     """The sentence goes into metrics.json and the model card."""
-    assert str(Protocol()) == "whole image, single scale, at label size"
-    text = str(Protocol(mode="slide", window=(768, 768), stride=(512, 512), scales=(0.75, 1), flip=True))
-    assert text == "windows 768x768, stride 512x512, scales 0.75, 1, flipped too, mean of logits, at label size"
+    assert str(InferenceProtocol()) == "whole image, single scale, at label size"
+    text = str(InferenceProtocol(mode="slide", crop_size=(768, 768), stride=(512, 512), scales=(0.75, 1), flip=True))
+    assert text == "crops 768x768, stride 512x512, scales 0.75, 1, flipped too, mean of logits, at label size"

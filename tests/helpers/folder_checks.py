@@ -2,16 +2,14 @@
 
 import pytest
 
-import dataset_builders
+from dataset_builders import open_dataset
 from helpers.own_photos import NAMES
 from hf_segkd.training.checks import check_data
 
 
 def check(root, how="sample", skip_unreadable=False, **options) -> list[int]:
     options = {"labels": NAMES, **options}
-    splits, raw_ids = dataset_builders.raw_splits("folder", str(root), **options)
-    spec = dataset_builders.dataset_spec("folder", str(root), **options)
-    return check_data(splits, raw_ids, spec, how, skip_unreadable)
+    return check_data(open_dataset("folder", str(root), **options), how, skip_unreadable)
 
 
 def refusal(root, **options) -> str:

@@ -8,7 +8,7 @@ import torch
 from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import trainer_for, weights
 from hf_segkd.distributed import rank
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.training.callbacks import statistics
 
 # Masks and drawn keys use each process's own generator.
@@ -17,8 +17,8 @@ LOSSES = {"task": {}, "mgd": {}, "cirkd_memory": {"pixel_memory": 40, "region_me
 
 def run(folder: Path, resume: str | None = None):
     torch.manual_seed(0)
-    student = load_segmenter(TINY, id2label=LABELS)
-    teacher = load_segmenter({**TINY, "hidden_sizes": [4, 10, 15]}, id2label=LABELS)
+    student = load_model(TINY, id2label=LABELS)[0]
+    teacher = load_model({**TINY, "hidden_sizes": [4, 10, 15]}, id2label=LABELS)[0]
     options = {"max_steps": 6, "eval_steps": 3, "save_steps": 3, "load_best_model_at_end": False, "ema_decay": 0.5}
     trainer = trainer_for(
         folder, student, teacher, train=TinyScenes(24), losses=LOSSES, save_total_limit=None, **options

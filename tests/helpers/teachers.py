@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.oneformer.image_processing_pil_oneformer import OneFormerImageProcessorPil
 
 from helpers.tiny import LABELS, TinyScenes
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.trainer import DistillationTrainer
 
@@ -107,7 +107,7 @@ def saved(name, id2label, folder):
 
 def trainer_for(folder, teacher, losses, own=None, **options):
     torch.manual_seed(1)
-    student = load_segmenter(STUDENT, id2label=LABELS)
+    student = load_model(STUDENT, id2label=LABELS)[0]
     args = DistillationConfig(
         losses=losses,
         **{"output_dir": str(folder), "use_cpu": True, "disable_tqdm": True, "max_steps": 2, "logging_steps": 1},

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import InputNormalization
 
 STEPS = 5
@@ -40,8 +40,8 @@ def record(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(RUN)
     torch.manual_seed(0)
-    teacher, _ = load_with_processor(FIELDS)
-    student, processor = load_with_processor(FIELDS)
+    teacher, _ = load_model(FIELDS)
+    student, processor = load_model(FIELDS)
     normalization = InputNormalization.from_processor(processor)
     labels = torch.randint(5, (STEPS, 2, 6, 8)).repeat_interleave(8, 2).repeat_interleave(8, 3)
     images = (labels[:, :, None] * 40 + torch.randint(30, (STEPS, 2, 3, 48, 64))).to(torch.uint8)

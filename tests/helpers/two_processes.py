@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from helpers.loss_cases import IGNORE, STUDENT_CHANNELS, TEACHER_CHANNELS, K, TinyNet, build, freeze_batch_norm
 from helpers.tiny import LABELS, TINY, TinyScenes
 from hf_segkd.distributed import gather, gather_with_gradient, rank, world_size
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.losses import LOSSES
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.distiller import Distiller
@@ -84,8 +84,8 @@ def part(count: int) -> slice:
 def run_trainer(folder: Path) -> tuple[DistillationTrainer, dict[str, dict[str, torch.Tensor]]]:
     """Six steps of the real trainer; weights and queues, without the running statistics that only CUDA shares."""
     torch.manual_seed(0)
-    student = load_segmenter(TINY, id2label=LABELS)
-    teacher = load_segmenter({**TINY, "hidden_sizes": [4, 10, 15]}, id2label=LABELS)
+    student = load_model(TINY, id2label=LABELS)[0]
+    teacher = load_model({**TINY, "hidden_sizes": [4, 10, 15]}, id2label=LABELS)[0]
     sizes = {"pixel_memory": 40, "region_memory": 12}
     arguments = {
         **{"output_dir": str(folder / "run"), "use_cpu": True, "disable_tqdm": True, "max_steps": 6},

@@ -19,7 +19,8 @@ from helpers.local_hub import LocalHub
 from helpers.paths import ROOT
 from helpers.tiny import LABELS
 from hf_segkd.hub import released_processor
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.loading.any_model import load_model
+from hf_segkd.loading.pretrained import load_processor
 from hf_segkd.models import MODELS, default_processor
 
 DISTILL, PUSH = ROOT / "scripts" / "distill.py", ROOT / "scripts" / "push_to_hub.py"
@@ -65,7 +66,7 @@ def pushed(hub, tmp_path_factory):
 
 
 def logits_of(folder: Path) -> torch.Tensor:
-    model, processor = load_segmenter(str(folder)), load_processor(str(folder))
+    model, processor = load_model(str(folder))[0], load_processor(str(folder))
     with torch.no_grad():
         return model(**processor(Image.open(folder / "figures" / "sample.png"), return_tensors="pt")).logits
 
@@ -145,7 +146,7 @@ import sys, numpy, datasets
 if sys.argv[1] == "push":
     import dataset_builders
     options = {"num_train": 2, "num_validation": 1, "num_test": 1, "height": 32, "width": 48}
-    rows = dataset_builders.load_splits("synthetic", None, **options)
+    rows = dataset_builders.open_dataset("synthetic", **options).all_splits()
     rows.push_to_hub("alice/scenes", private=True)
 else:
     rows = datasets.load_dataset("alice/scenes")
@@ -229,7 +230,7 @@ def test_saved_models_of_every_kind_load_without_the_package(tmp_path):
     specs.append({"model_type": "segformer", "decoder_hidden_size": 8, **segformer})
     wanted, names = {}, []
     for spec in specs:
-        model = load_segmenter(spec, id2label=LABELS).eval()
+        model = load_model(spec, id2label=LABELS)[0].eval()
         processor = released_processor(default_processor(model.config), model.config)
         folder = tmp_path / "-".join(filter(None, (spec["model_type"], spec.get("backbone"))))
         model.save_pretrained(folder)

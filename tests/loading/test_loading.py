@@ -10,7 +10,7 @@ from helpers import golden_models
 from helpers.commands import RECIPE, distill, recipe, script
 from helpers.tiny import LABELS
 from hf_segkd.data import DATASETS
-from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.loading.any_model import load_model
 
 TINY_RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "layer_type": "basic"}
 BACKBONE = {"model_type": "resnet", **TINY_RESNET}
@@ -41,8 +41,8 @@ def logits(model, processor):
 
 def test_an_original_checkpoint_serves_as_it_is(checkpoint, converted):
     """The file and the folder made from it are one model, with one idea of its input."""
-    model, processor = load_with_processor(str(checkpoint), DATASETS["camvid"].id2label)
-    from_folder = load_with_processor(str(converted))
+    model, processor = load_model(str(checkpoint), DATASETS["camvid"].id2label)
+    from_folder = load_model(str(converted))
     assert processor.to_dict()["image_mean"] == from_folder[1].to_dict()["image_mean"] and not processor.do_rescale
     # Weights equal bit by bit; kernels may sum in another order where the memory lies differently.
     torch.testing.assert_close(logits(model, processor), logits(*from_folder), rtol=1e-4, atol=1e-3)
@@ -54,7 +54,7 @@ def test_a_new_students_backbone_starts_from_a_classifier(tmp_path):
     classifier = ResNetForImageClassification(ResNetConfig(**TINY_RESNET))
     classifier.save_pretrained(tmp_path)
     spec = {"model_type": "pspnet", "backbone": BACKBONE, "hidden_size": 8, "backbone_weights": str(tmp_path)}
-    model, _ = load_with_processor(spec, LABELS)
+    model, _ = load_model(spec, LABELS)
     for key, value in classifier.resnet.state_dict().items():
         assert torch.equal(model.backbone.state_dict()[key], value), key
 
@@ -62,7 +62,7 @@ def test_a_new_students_backbone_starts_from_a_classifier(tmp_path):
 def test_a_model_without_backbone_refuses_weights_for_one(tmp_path):
     """Ignored, the option would look as if it had worked."""
     with pytest.raises(ValueError, match="ESPNetForSemanticSegmentation has no backbone of its own to fill"):
-        load_with_processor({"model_type": "espnet", "backbone_weights": str(tmp_path)}, LABELS)
+        load_model({"model_type": "espnet", "backbone_weights": str(tmp_path)}, LABELS)
 
 
 def test_converted_checkpoint_runs_in_transformers_pipeline(converted):

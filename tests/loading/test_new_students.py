@@ -7,9 +7,10 @@ from helpers import golden_models
 from helpers.tiny import LABELS, TinyScenes
 from hf_segkd.conversion import convert, converted_processor, recognise
 from hf_segkd.evaluation.confusion import scores
-from hf_segkd.evaluation.scoring import evaluate_model
-from hf_segkd.loading.any_model import load_with_processor
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.evaluation.scoring import evaluate
+from hf_segkd.evaluation.segmenter import Segmenter
+from hf_segkd.loading.any_model import load_model
+from hf_segkd.loading.pretrained import load_processor
 from hf_segkd.models import InputNormalization
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.trainer import DistillationTrainer
@@ -66,7 +67,7 @@ def test_a_backbone_file_of_either_order_gives_the_features_of_the_whole_checkpo
         **{"backbone_weights": str(tmp_path / "resnet18-imagenet.pth"), "backbone_weights_order": order},
         "processor": processor,
     }
-    student, student_processor = load_with_processor(spec, LABELS)
+    student, student_processor = load_model(spec, LABELS)
     image = torch.randint(256, (1, 3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = backbone_features(whole, converted_processor(recognise(checkpoint), whole.config), image)
     for ours, theirs in zip(backbone_features(student, student_processor, image), expected, strict=True):
@@ -80,7 +81,7 @@ def test_weights_of_unknown_order_are_left_as_they_are(checkpoint, tmp_path):
     file = {key.removeprefix("pretrained."): x for key, x in checkpoint.items() if key.startswith("pretrained.")}
     torch.save(file, tmp_path / "weights.pth")
     spec = pspnet(whole) | {"processor": BGR_BYTES}
-    student, processor = load_with_processor(spec | {"backbone_weights": str(tmp_path / "weights.pth")}, LABELS)
+    student, processor = load_model(spec | {"backbone_weights": str(tmp_path / "weights.pth")}, LABELS)
     key = next(key for key in file if file[key].ndim == 4 and file[key].shape[1] == 3)
     assert processor.do_flip_channel_order
     assert torch.equal(student.backbone.embedder.layers[0].convolution.weight, file[key])
@@ -101,14 +102,14 @@ def test_weights_of_unknown_order_are_left_as_they_are(checkpoint, tmp_path):
 def test_what_a_new_student_cannot_be_is_refused(fields, message):
     """A misspelt field would train another start than the recipe says."""
     with pytest.raises(ValueError, match=message):
-        load_with_processor(SEGFORMER | fields, LABELS)
+        load_model(SEGFORMER | fields, LABELS)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_segformer_scores_the_same_everywhere_whichever_way_it_upsamples(align_corners, tmp_path):
     """transformers has no such field: trainer, folder, evaluation and file could each upsample in their own way."""
     torch.manual_seed(0)
-    model, processor = load_with_processor(SEGFORMER | {"align_corners": align_corners}, LABELS)
+    model, processor = load_model(SEGFORMER | {"align_corners": align_corners}, LABELS)
     args = DistillationConfig(
         output_dir=str(tmp_path), use_cpu=True, max_steps=2, per_device_train_batch_size=2, report_to="none"
     )
@@ -121,10 +122,10 @@ def test_segformer_scores_the_same_everywhere_whichever_way_it_upsamples(align_c
     trainer.train()
     expected = trainer.evaluate()["eval_mean_iou"]
     trainer.save_model(str(tmp_path / "student"))
-    student, saved = load_segmenter(str(tmp_path / "student")), load_processor(str(tmp_path / "student"))
+    student, saved = load_model(str(tmp_path / "student"))[0], load_processor(str(tmp_path / "student"))
     assert student.config.align_corners is align_corners
     assert getattr(saved, "align_corners", False) is align_corners
-    assert scores(evaluate_model(student, saved, scenes).matrix)["mean_iou"] == pytest.approx(expected, abs=1e-6)
+    assert scores(evaluate(Segmenter(student, saved), scenes).matrix)["mean_iou"] == pytest.approx(expected, abs=1e-6)
 
     pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
     from hf_segkd.deployment.onnx_export import export_onnx

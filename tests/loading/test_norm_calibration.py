@@ -13,7 +13,7 @@ from helpers.commands import distill, recipe
 from helpers.tiny import LABELS, TinyScenes
 from hf_segkd.conversion.folded import is_unfolded
 from hf_segkd.conversion.imagenet import load_backbone_weights
-from hf_segkd.loading.any_model import load_with_processor
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.norm_calibration import calibrate_folded_norms
 from hf_segkd.models import InputNormalization, MobileNetV2Backbone, MobileNetV2Config
 
@@ -71,7 +71,7 @@ def plain_maps(weights, x):
 
 def student(path):
     torch.manual_seed(0)
-    return load_with_processor(STUDENT | {"backbone_weights": str(path)}, LABELS)
+    return load_model(STUDENT | {"backbone_weights": str(path)}, LABELS)
 
 
 def norms(model):
@@ -164,7 +164,7 @@ def test_calibration_is_repeatable_and_told_in_one_line(folded, caplog):
 def test_new_and_trained_norms_are_left_alone():
     """Replaced, the statistics of a released network would be those of 32 images."""
     torch.manual_seed(0)
-    model, processor = load_with_processor(STUDENT, LABELS)
+    model, processor = load_model(STUDENT, LABELS)
     assert calibrate_folded_norms(model, processor, TinyScenes(count=2)) == 0
 
 
@@ -179,5 +179,5 @@ def test_command_calibrates_before_it_trains(folded, tmp_path, caplog):
         ]
         assert distill.main(argv)["steps"] == 2
     assert "Calibrated 51 batch norms of folded weights on 8 training images." in caplog.text
-    model, processor = load_with_processor(str(tmp_path / "run"), LABELS)
+    model, processor = load_model(str(tmp_path / "run"), LABELS)
     assert processor.image_mean == [0.5, 0.5, 0.5] and norms(model)[0].num_batches_tracked == 2

@@ -23,10 +23,11 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 from helpers.teachers import ALL, CONFIGS, SEMANTIC, STAGES, native, needs_scipy, saved, trainer_for
 from helpers.tiny import LABELS, TinyScenes
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.class_map import map_classes
 from hf_segkd.loading.native import FEATURE_MODULES, expose_features
 from hf_segkd.loading.patches import state_maps
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.loading.pretrained import load_processor
 from hf_segkd.loading.universal import query_logits
 from hf_segkd.models import PROCESSORS, InputNormalization, SegmentationImageProcessor, default_processor
 
@@ -62,7 +63,7 @@ def queries(height, width, classes=10, count=7):
 @pytest.mark.parametrize("name", ALL)
 def test_every_kind_of_teacher_distils(name, tmp_path):
     """Logits of every stride, from a folder of save_pretrained; features too where the classifier's map is known."""
-    teacher = load_segmenter(saved(name, LABELS, tmp_path / "teacher"))
+    teacher = load_model(saved(name, LABELS, tmp_path / "teacher"))[0]
     losses = LOGITS | (FEATURES if name in FEATURE_MODULES else {})
     trainer = trainer_for(tmp_path / "run", teacher, losses)
     before = {key: value.clone() for key, value in trainer.student.state_dict().items()}
@@ -180,7 +181,7 @@ def test_query_logits_are_summed_in_float32_under_autocast():
 def test_oneformer_is_asked_for_a_semantic_map(tmp_path):
     """Its processor asks in words; other words, or other padding, are another model."""
     folder = saved("oneformer", LABELS, tmp_path)
-    model, image = load_segmenter(folder), images(64, 64, batch=1)
+    model, image = load_model(folder)[0], images(64, 64, batch=1)
     processor = AutoProcessor.from_pretrained(folder)
     inputs = processor(image[0].numpy(), ["semantic"], do_resize=False, return_tensors="pt")
     plain = AutoModelForUniversalSegmentation.from_pretrained(folder).eval()(**inputs)
@@ -194,7 +195,7 @@ def test_oneformer_without_its_tokenizer_is_refused(tmp_path):
     """transformers would ask the Hub for it, or spell every word as unknown."""
     native("oneformer", LABELS).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no tokenizer at .* OneFormerProcessor.save_pretrained"):
-        load_segmenter(str(tmp_path))
+        load_model(str(tmp_path))
 
 
 @needs_scipy
@@ -217,7 +218,7 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(AutoModelForUniversalSegmentation, "from_pretrained", refuse)
     with pytest.raises(ValueError, match="needs a package that is missing: .*scipy"):
-        load_segmenter(folder)
+        load_model(folder)
 
 
 # ---- sizes ---------------------------------------------------------------------------------------------------------
@@ -275,11 +276,11 @@ def test_teacher_sees_its_own_order_mean_and_std_inside_the_trainer(tmp_path):
     )
     native("segformer", LABELS).save_pretrained(tmp_path / "teacher")
     processor.save_pretrained(tmp_path / "teacher")
-    teacher, seen = load_segmenter(str(tmp_path / "teacher")), Seen()
+    teacher, seen = load_model(str(tmp_path / "teacher"))[0], Seen()
     trainer = trainer_for(tmp_path / "run", teacher, {"task": {}}, own={"seen": seen})
     batch = trainer.data_collator([TinyScenes(size=64)[index] for index in range(2)])
     trainer.compute_loss(trainer.model, batch)
-    alone = load_segmenter(str(tmp_path / "teacher"))
+    alone = load_model(str(tmp_path / "teacher"))[0]
     with torch.no_grad():
         expected = alone(**processor(batch["pixel_values"], return_tensors="pt")).logits
     assert torch.equal(seen.teacher.logits, expected)

@@ -9,7 +9,7 @@ from helpers import golden_adversarial as golden
 from helpers.golden_losses import assert_reproduced, cases, load
 from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import trainer_for
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.losses import AdversarialLoss, LossSetup
 from hf_segkd.losses.adversarial import hinge, wasserstein
 from hf_segkd.losses.discriminator import SelfAttention, SpectralNormConv
@@ -225,7 +225,7 @@ def test_models_of_different_classes_are_refused():
 def test_twenty_steps_train_both_sides_with_finite_terms(tmp_path, tiny_teacher):
     """The whole way through the Trainer: chained optimizers, weights per term, logging."""
     torch.manual_seed(0)
-    student = load_segmenter({**TINY, "use_decoder": True}, id2label=LABELS)
+    student = load_model({**TINY, "use_decoder": True}, id2label=LABELS)[0]
     options = {"max_steps": 20, "eval_steps": 20, "save_steps": 20, "load_best_model_at_end": False}
     trainer = trainer_for(tmp_path, student, tiny_teacher, train=TinyScenes(size=64), losses=RECIPE, **options)
     before = {key: x.clone() for key, x in trainer.model.named_parameters()}

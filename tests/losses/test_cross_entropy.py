@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.losses import LossSetup, TaskLoss, build_losses
 from hf_segkd.losses.functional import cross_entropy
 from hf_segkd.losses.functional.cross_entropy import upsampled_cross_entropy
@@ -177,7 +177,7 @@ def test_fused_kl_refuses_shapes_that_would_broadcast():
 def test_training_upsamples_as_the_students_config_says(align_corners):
     """Trained one way and scored the other, a student loses points that no curve shows."""
     spec = {"model_type": "deeplabv3", "backbone": RESNET, "hidden_size": 8, "align_corners": align_corners}
-    student = load_segmenter(spec, id2label={index: str(index) for index in range(K)}).eval()
+    student = load_model(spec, id2label={index: str(index) for index in range(K)})[0].eval()
     pixel_values, labels = draw(2, 3, 40, 56, dtype=torch.float32), draw_labels((40, 56))
     losses, _ = build_losses({"task": {}}, loss_setup(student, None, (40, 56), IGNORE))
     with torch.no_grad():

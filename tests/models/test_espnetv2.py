@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers import golden_espnetv2, golden_folder
 from hf_segkd.conversion import convert, converted_processor, load_original, recognise
 from hf_segkd.evaluation.profiling import count_macs
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import ESPNetv2Config, default_processor
 from hf_segkd.models.espnetv2_layers import BLOCK_LIMITS, DOWNSAMPLE_LIMITS, PoolingPyramid, SpatialPyramid
 
@@ -26,7 +26,7 @@ SIZES = {
 def new_model(width=0.5, num_labels=6, **fields):
     torch.manual_seed(0)
     labels = {index: f"class_{index}" for index in range(num_labels)}
-    return load_segmenter({"model_type": "espnetv2", "width": width, **fields}, id2label=labels)
+    return load_model({"model_type": "espnetv2", "width": width, **fields}, id2label=labels)[0]
 
 
 def images(*size):

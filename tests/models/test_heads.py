@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import DeepLabV3Config, PSPNetConfig, SegmentationOutput, UperNetConfig
 
 LABELS = {index: f"class_{index}" for index in range(5)}
@@ -56,7 +56,7 @@ PUBLISHED = {
 def tiny(model_type, **fields):
     torch.manual_seed(0)
     spec = {"model_type": model_type, "backbone": RESNET, "hidden_size": 8} | fields
-    return load_segmenter(spec, id2label=LABELS)
+    return load_model(spec, id2label=LABELS)[0]
 
 
 def images(*size):
@@ -68,7 +68,7 @@ def test_network_has_the_published_number_of_parameters(name):
     """One convolution too wide or biased, and the checkpoints do not fit."""
     spec, parameters, auxiliary = PUBLISHED[name]
     with torch.device("meta"):
-        model = load_segmenter(spec, id2label={index: str(index) for index in range(19)})
+        model = load_model(spec, id2label={index: str(index) for index in range(19)})[0]
     assert model.num_parameters() == parameters
     assert sum(parameter.numel() for parameter in model.auxiliary_head.parameters()) == auxiliary
 
@@ -175,7 +175,7 @@ def test_defaults_are_those_of_the_current_cirkd():
 def test_head_convolutions_start_from_torchs_default():
     """The default of transformers, a deviation of 0.02, is eight times as much for the widest of them."""
     torch.manual_seed(0)
-    model = load_segmenter({"model_type": "deeplabv3", "hidden_size": 128}, id2label=LABELS)
+    model = load_model({"model_type": "deeplabv3", "hidden_size": 128}, id2label=LABELS)[0]
     for module in model.decode_head.modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 10_000:
             fan_in = module.in_channels * module.kernel_size[0] ** 2
@@ -196,7 +196,7 @@ def test_any_backbone_of_transformers_trains_under_the_heads(head, backbone, tmp
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert all(any(name.startswith(part) for name in changed) for part in ("backbone", "decode_head", "auxiliary"))
     model.eval().save_pretrained(tmp_path)
-    loaded = load_segmenter(str(tmp_path))
+    loaded = load_model(str(tmp_path))[0]
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     torch.testing.assert_close(loaded(images(128, 96)).logits, model(images(128, 96)).logits)
 

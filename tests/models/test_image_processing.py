@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, MobileViTImageProcessorPil, SegformerImageProcessorPil
 
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import InputNormalization, SegmentationImageProcessor, SegmentationOutput, default_processor
 
-ESPNET = default_processor(load_segmenter({"model_type": "espnet", "num_labels": 6}).config)
+ESPNET = default_processor(load_model({"model_type": "espnet", "num_labels": 6})[0].config)
 PROCESSORS = {
     "espnet": ESPNET,
     "imagenet": SegmentationImageProcessor(),

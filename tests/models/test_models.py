@@ -10,8 +10,9 @@ from transformers import AutoModelForSemanticSegmentation
 
 from helpers import golden_models
 from hf_segkd.conversion import convert, recognise
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import expose_features
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.loading.pretrained import load_processor
 from hf_segkd.models import ESPNetConfig, ESPNetForSemanticSegmentation
 
 LABELS = {index: f"class_{index}" for index in range(6)}
@@ -24,7 +25,7 @@ SPECS = {
 @pytest.fixture(params=SPECS)
 def model(request):
     torch.manual_seed(0)
-    return load_segmenter(SPECS[request.param], id2label=LABELS)
+    return load_model(SPECS[request.param], id2label=LABELS)[0]
 
 
 def images(*size):
@@ -74,7 +75,7 @@ def compare(case, expected, prefix, output):
 def test_model_is_the_same_after_save_and_load(model, tmp_path):
     """Tensors made in `__init__` and not saved would come back as garbage."""
     model.save_pretrained(tmp_path)
-    loaded = load_segmenter(str(tmp_path), id2label=LABELS)
+    loaded = load_model(str(tmp_path), id2label=LABELS)[0]
     assert loaded.config.to_dict() == model.config.to_dict() | {"_name_or_path": str(tmp_path)}
     assert torch.equal(loaded(images(24, 32)).logits, model.eval()(images(24, 32)).logits)
 
@@ -136,7 +137,7 @@ def test_tuple_is_returned_on_request(model):
 
 def test_untrained_convolutions_keep_the_variance_of_their_input():
     """The default of transformers, a deviation of 0.02 whatever the layer, makes a deep net start at a constant."""
-    model = load_segmenter({"model_type": "espnet"}, id2label=LABELS)
+    model = load_model({"model_type": "espnet"}, id2label=LABELS)[0]
     weight = model.encoder.stages[1].downsample.c1.weight
     assert weight.std().item() == pytest.approx((2 / 1.0625 / (131 * 9)) ** 0.5, rel=0.05)
 
@@ -181,21 +182,21 @@ def test_decoder_refuses_fewer_than_five_classes():
 def test_new_model_that_cannot_be_made_says_what_was_meant(spec, message):
     """A misspelt field would be kept by transformers as an attribute that nothing reads."""
     with pytest.raises(ValueError, match=message):
-        load_segmenter(spec, id2label=LABELS)
+        load_model(spec, id2label=LABELS)
 
 
 def test_absent_model_says_what_was_looked_for(tmp_path):
     """The path of a teacher is the easiest thing to get wrong in a recipe."""
     message = "No model found at '.*'.*Looked for a folder with config.json and model.safetensors, then for a Hub id"
     with pytest.raises(ValueError, match=message):
-        load_segmenter(str(tmp_path / "no" / "such" / "folder"))
+        load_model(str(tmp_path / "no" / "such" / "folder"))
     with pytest.raises(ValueError, match=message):
-        load_segmenter(str(tmp_path))
+        load_model(str(tmp_path))
     with pytest.raises(ValueError, match=message):
         load_processor(str(tmp_path / "no" / "such" / "folder"))
     (tmp_path / "model.pth").touch()
-    with pytest.raises(ValueError, match="is a file, a model is a folder. Convert .*convert.py"):
-        load_segmenter(str(tmp_path / "model.pth"))
+    with pytest.raises(ValueError, match="is damaged or no PyTorch checkpoint"):
+        load_model(str(tmp_path / "model.pth"))
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(model, tmp_path):
@@ -205,21 +206,21 @@ def test_weights_that_do_not_fill_the_model_are_refused(model, tmp_path):
     key, norm = "encoder.stem.convolution.weight", "encoder.norms.0.normalization.bias"
     save_file({name: value for name, value in weights.items() if name != key}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"Missing: {key}. Of another shape: none"):
-        load_segmenter(str(tmp_path))
+        load_model(str(tmp_path))
     save_file(weights | {norm: torch.zeros(3)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"Missing: none. Of another shape: {norm}"):
-        load_segmenter(str(tmp_path))
+        load_model(str(tmp_path))
 
 
 def test_damaged_weights_and_another_number_of_classes_are_refused(model, tmp_path):
     """A download cut short and a teacher of another dataset are told apart."""
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has 6 classes, the dataset 2"):
-        load_segmenter(str(tmp_path), id2label={0: "a", 1: "b"})
+        load_model(str(tmp_path), id2label={0: "a", 1: "b"})
     content = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="are damaged"):
-        load_segmenter(str(tmp_path))
+        load_model(str(tmp_path))
 
 
 def test_processor_is_the_saved_one_or_the_kind_the_model_was_published_with(model, tmp_path):
@@ -227,12 +228,12 @@ def test_processor_is_the_saved_one_or_the_kind_the_model_was_published_with(mod
     processor = load_processor(model)
     assert processor.do_flip_channel_order and not processor.do_rescale and processor.align_corners
     assert processor.image_mean == [73.18188461, 82.93553322, 72.41519599]
-    segformer = load_segmenter({"model_type": "segformer"}, id2label=LABELS)
+    segformer = load_model({"model_type": "segformer"}, id2label=LABELS)[0]
     assert not load_processor(segformer).do_flip_channel_order and not load_processor(segformer).align_corners
     model.save_pretrained(tmp_path)
     assert load_processor(str(tmp_path)).to_dict() == processor.to_dict()
     processor.image_std = [1.0, 1.0, 1.0]
     processor.save_pretrained(tmp_path)
     assert load_processor(str(tmp_path)).image_std == [1.0, 1.0, 1.0]
-    assert load_processor(load_segmenter(str(tmp_path))).image_std == [1.0, 1.0, 1.0]
+    assert load_processor(load_model(str(tmp_path))[0]).image_std == [1.0, 1.0, 1.0]
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["do_flip_channel_order"]

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSemanticSegmentation
 
 from helpers.checkpointing import enable_checkpointing
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import BACKBONES, MODELS
 
 LABELS = {index: f"class_{index}" for index in range(6)}
@@ -31,7 +31,7 @@ SPECS = cases()
 
 def build(name):
     torch.manual_seed(0)
-    return load_segmenter(SPECS[name], id2label=LABELS)
+    return load_model(SPECS[name], id2label=LABELS)[0]
 
 
 @pytest.fixture(params=SPECS)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import MobileViTConfig, MobileViTForSemanticSegmentation, SegformerForSemanticSegmentation
 
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import FEATURE_MODULES, expose_features, output_shapes
-from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.models import SegmentationOutput
 
 LABELS = {index: f"class_{index}" for index in range(6)}
@@ -22,13 +22,13 @@ SEGFORMER = {
 
 @pytest.fixture(params=[True, False], ids=["espnet", "espnet_c"])
 def model(request):
-    return load_segmenter({"model_type": "espnet", "depths": [1, 2], "use_decoder": request.param}, id2label=LABELS)
+    return load_model({"model_type": "espnet", "depths": [1, 2], "use_decoder": request.param}, id2label=LABELS)[0]
 
 
 @pytest.fixture
 def segformer():
     torch.manual_seed(0)
-    return load_segmenter(SEGFORMER, id2label=LABELS)
+    return load_model(SEGFORMER, id2label=LABELS)[0]
 
 
 def images(*size):

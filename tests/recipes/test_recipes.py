@@ -11,8 +11,8 @@ import dataset_builders
 from helpers.commands import distill
 from helpers.paths import ROOT
 from hf_segkd.data import TrainTransform
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import output_shapes
-from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.losses import LossSetup, build_losses
 from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.recipe import load_yaml, merge, parse
@@ -78,7 +78,7 @@ CLASSES = {"ade20k": 150, "camvid": 11, "cityscapes": 19, "coco_stuff_164k": 182
 def test_dataset_recipe_builds_its_classes_crops_and_schedule(name, tmp_path):
     """A schedule whose evaluations and checkpoints do not coincide is refused only when the run starts."""
     keys = recipe("datasets", name)
-    spec = dataset_builders.dataset_spec(keys["dataset"], None, **keys.get("dataset_config", {}))
+    spec = dataset_builders.open_dataset(keys["dataset"], **keys.get("dataset_config", {})).spec
     assert spec.num_labels == CLASSES[keys["dataset"]]
     TrainTransform(tuple(keys["crop_size"]), tuple(keys["scale_range"]), flip=keys.get("flip", 0.5))
     own = {"dataset", "dataset_config", "crop_size", "scale_range", "flip", "interpolation"}
@@ -119,7 +119,7 @@ def test_pair_builds_the_published_student(name):
     """A head of the other version's width trains as well, and ends elsewhere than the table says."""
     num_labels, parameters = PARAMETERS.get(name, (10, None))
     with torch.device("meta"):
-        student = load_segmenter(network(name), id2label={i: str(i) for i in range(num_labels)})
+        student = load_model(network(name), id2label={i: str(i) for i in range(num_labels)})[0]
     assert student.config.num_labels == num_labels
     assert parameters in (None, sum(parameter.numel() for parameter in student.parameters()))
     assert name in PARAMETERS or name.startswith("synthetic")
@@ -128,7 +128,7 @@ def test_pair_builds_the_published_student(name):
 def test_structured_kds_pair_differs_from_cirkds_where_their_networks_do():
     """Both have a PSPNet on ResNet-18; the order of its maps and the dilations do not show in the parameters."""
     with torch.device("meta"):
-        student = load_segmenter(network("skd-pspnet-r101_skd-pspnet-r18"), id2label={0: "a"})
+        student = load_model(network("skd-pspnet-r101_skd-pspnet-r18"), id2label={0: "a"})[0]
         logits = student.eval()(torch.zeros(1, 3, 512, 1024)).logits
     config = student.config
     assert (config.input_first, config.activation_slope, config.spatial_dropout) == (False, 0.01, True)
@@ -274,7 +274,7 @@ TEACHERS = {
 def test_teachers_of_these_tests_are_the_published_ones(name, parameters):
     """The shapes below would otherwise be those of teachers that nobody has."""
     with torch.device("meta"):
-        teacher = load_segmenter(TEACHERS[name], id2label={i: str(i) for i in range(19)})
+        teacher = load_model(TEACHERS[name], id2label={i: str(i) for i in range(19)})[0]
     assert sum(parameter.numel() for parameter in teacher.parameters()) == parameters
 
 
@@ -282,7 +282,7 @@ def test_teachers_of_these_tests_are_the_published_ones(name, parameters):
 def shapes(model: str, num_labels: int, crop: tuple[int, int]) -> dict[str, torch.Size]:
     """Shapes of everything that the model of a config, given as text, returns for a crop."""
     with torch.device("meta"):
-        model = load_segmenter(load_yaml(model), {i: str(i) for i in range(num_labels)})
+        model = load_model(load_yaml(model), {i: str(i) for i in range(num_labels)})[0]
     return output_shapes(model, crop)
 
 

@@ -12,7 +12,7 @@ from helpers.hub_runs import RECIPE, WITHOUT_PACKAGE, recipe, run, snippets
 from helpers.hub_storage import card_errors, metadata
 from helpers.tiny import LABELS, TINY
 from hf_segkd.data import DATASETS
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.losses import LOSSES
 from hf_segkd.recipe import dump, load_yaml
 from hf_segkd.reports.model_card import DATA_LICENCES, UNKNOWN_LICENCE, model_card, update_model_card, write_model_card
@@ -47,7 +47,7 @@ def cells(card: str, name: str) -> list[str]:
 def test_table_holds_what_was_measured(finished):
     """A card is quoted: each number must be the run's own, the ratio that of the two beside it."""
     card, report = (finished / "README.md").read_text(), json.loads((finished / "metrics.json").read_text())
-    student, teacher = (load_segmenter(str(finished.parent / name)) for name in ("student", "teacher"))
+    student, teacher = (load_model(str(finished.parent / name))[0] for name in ("student", "teacher"))
     counts = [teacher.num_parameters(), student.num_parameters()]
     row = cells(card, "parameters, M")
     assert row == [*(f"{count / 1e6:.3g}" for count in counts), f"{counts[1] / counts[0]:.3f}"]

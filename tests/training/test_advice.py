@@ -10,7 +10,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import trainer_for
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.training.advice import CheckTeacher
 from hf_segkd.training.callbacks import ProgressBar
 from hf_segkd.training.timing import StepClock
@@ -185,7 +185,7 @@ def test_teacher_that_knows_nothing_is_warned_of_at_the_first_evaluation(tmp_pat
 def test_good_teacher_is_not_warned_of(tmp_path, tiny_student, caplog):
     """The score must be the teacher's own: with its processor, at label size."""
     torch.manual_seed(1)
-    teacher = load_segmenter({**TINY, "use_decoder": True}, id2label=LABELS)
+    teacher = load_model({**TINY, "use_decoder": True}, id2label=LABELS)[0]
     options = {**QUIET, "max_steps": 80, "learning_rate": 0.01, "optim": "adamw_torch", "logging_steps": 80}
     trainer_for(tmp_path / "teacher", teacher, **options).train()
     caplog.clear()

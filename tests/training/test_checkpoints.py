@@ -16,7 +16,7 @@ from helpers.paths import TESTS
 from helpers.tiny import LABELS, TINY
 from helpers.trainers import equal, trainer_for, weights
 from hf_segkd.console import TrainingFault
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.training.checkpoints import (
     checkpoints,
     is_whole,
@@ -165,12 +165,12 @@ def test_best_checkpoint_stays_and_moves_with_its_run(tmp_path, tiny_student):
     scored(trainer, scores)
     trainer.train()
     assert [path.name for path in checkpoints(tmp_path / "a")] == ["checkpoint-2", "checkpoint-3"]
-    best = weights(load_segmenter(str(tmp_path / "a" / "checkpoint-2")))
+    best = weights(load_model(str(tmp_path / "a" / "checkpoint-2"))[0])
     assert equal(weights(tiny_student), best)
 
     shutil.move(tmp_path / "a", tmp_path / "b")
     torch.manual_seed(5)
-    student = load_segmenter(TINY, id2label=LABELS)
+    student = load_model(TINY, id2label=LABELS)[0]
     trainer = trainer_for(tmp_path / "b", student, max_steps=5, **options)
     scored(trainer, scores)
     trainer.train(resume_from_checkpoint=last_checkpoint(tmp_path / "b"))

@@ -9,9 +9,9 @@ from helpers import teachers
 from helpers.tiny import LABELS
 from helpers.trainers import trainer_for
 from hf_segkd.evaluation.profiling import measure
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.frozen import folded_batch_norms
 from hf_segkd.loading.native import expose_features
-from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.training.trainer import DistillationTrainer
 
 NETWORKS = {
@@ -58,7 +58,7 @@ class Toy(nn.Module):
 def test_folding_changes_nothing_but_the_number_of_modules(name):
     """A wrong sign or a forgotten bias makes another teacher; a teacher left folded could not be saved any more."""
     spec, count = NETWORKS[name]
-    model = with_statistics(load_segmenter(spec))
+    model = with_statistics(load_model(spec)[0])
     images, modules = torch.rand(2, 3, 128, 128), dict(model.named_modules())
     expected = model(pixel_values=images, output_hidden_states=True)
     with folded_batch_norms(model, (64, 96)) as folded:
@@ -72,7 +72,7 @@ def test_folding_changes_nothing_but_the_number_of_modules(name):
 
 def test_half_precision_is_folded_too():
     """A limit for float32 would take its rounding for an error and quietly fold nothing, on the GPUs it is for."""
-    model = with_statistics(load_segmenter({"model_type": "deeplabv3", "backbone": "resnet101", "num_labels": 5}))
+    model = with_statistics(load_model({"model_type": "deeplabv3", "backbone": "resnet101", "num_labels": 5})[0])
     with folded_batch_norms(model.to(torch.bfloat16), (64, 96)) as folded:
         assert folded == 114
     with folded_batch_norms(with_statistics(Toy(shared=True)).to(torch.bfloat16), (8, 8)) as folded:
@@ -104,7 +104,7 @@ def test_interruption_leaves_the_teacher_whole():
 
 def test_folded_variant_is_measured():
     """A variant that measures the plain model would say that folding gains nothing."""
-    model, seen = load_segmenter(NETWORKS["deeplabv3"][0]), []
+    model, seen = load_model(NETWORKS["deeplabv3"][0])[0], []
     model.register_forward_pre_hook(
         lambda *_: seen.append(sum(isinstance(x, nn.BatchNorm2d) for x in model.modules()))
     )
@@ -115,7 +115,7 @@ def test_folded_variant_is_measured():
 @pytest.mark.parametrize("name", teachers.ALL)
 def test_every_kind_of_teacher_runs_in_half_precision(name, tmp_path):
     """A float32 image meets bfloat16 weights in one of them, or a bfloat16 map reaches a loss."""
-    teacher = load_segmenter(teachers.saved(name, LABELS, tmp_path / "teacher"))
+    teacher = load_model(teachers.saved(name, LABELS, tmp_path / "teacher"))[0]
     runs = {}
     for dtype in ("float32", "bfloat16"):
         trainer = teachers.trainer_for(tmp_path / dtype, teacher, {"task": {}, "kd": {}}, teacher_dtype=dtype)
@@ -136,7 +136,7 @@ def test_compiled_teacher_teaches_the_same(tmp_path, tiny_teacher):
     logged = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        student = load_segmenter(NETWORKS["espnet"][0] | {"num_labels": len(LABELS)})
+        student = load_model(NETWORKS["espnet"][0] | {"num_labels": len(LABELS)})[0]
         options = {"torch_compile": compiled, "torch_compile_backend": "eager" if compiled else None}
         trainer = trainer_for(tmp_path / str(compiled), student, tiny_teacher, max_steps=2, eval_steps=2, **options)
         ran = []

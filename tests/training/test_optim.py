@@ -8,7 +8,7 @@ from transformers import TrainerCallback, get_polynomial_decay_schedule_with_war
 
 from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import equal, trainer_for, weights
-from hf_segkd.loading.pretrained import load_segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.losses import LOSSES, DistillationLoss
 from hf_segkd.training.optim import ChainedOptimizer, chain
 
@@ -30,7 +30,7 @@ def step(a, b, optimizer, slope=3.0):
 
 def adversarial_trainer(folder, teacher, losses=ADVERSARIAL, **options):
     torch.manual_seed(0)
-    student = load_segmenter({**TINY, "use_decoder": True}, id2label=LABELS)
+    student = load_model({**TINY, "use_decoder": True}, id2label=LABELS)[0]
     return trainer_for(folder, student, teacher, train=TinyScenes(size=64), losses=losses, **options)
 
 

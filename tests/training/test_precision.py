@@ -7,8 +7,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trai
 
 from helpers.tiny import LABELS, TINY
 from helpers.trainers import SignalAt, equal, trainer_for, weights
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import expose_features
-from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.training.callbacks import ModelEMA
 from hf_segkd.training.config import DistillationConfig
 
@@ -30,7 +30,7 @@ def native():
 
 def own():
     torch.manual_seed(0)
-    return load_segmenter(TINY, id2label=LABELS)
+    return load_model(TINY, id2label=LABELS)[0]
 
 
 def freeze_batch_norm(model):
@@ -140,12 +140,12 @@ def test_average_is_evaluated_saved_and_the_result_and_does_not_change_the_train
     scores = [entry["eval_mean_iou"] for entry in trainer.state.log_history if "eval_mean_iou" in entry]
     for step, live in enumerate(record.steps, start=1):
         expected = {key: (x + live[key]) / 2 if x.is_floating_point() else live[key] for key, x in expected.items()}
-        saved = load_segmenter(str(tmp_path / "ema" / f"checkpoint-{step}"))
+        saved = load_model(str(tmp_path / "ema" / f"checkpoint-{step}"))[0]
         assert distance(weights(saved), expected) < 1e-6
         found = trainer_for(tmp_path / "score", saved).evaluate()["eval_mean_iou"]
         assert found == pytest.approx(scores[step - 1], abs=1e-12)
     best = tmp_path / "ema" / f"checkpoint-{trainer.state.best_global_step}"
-    assert equal(weights(student), weights(load_segmenter(str(best))))
+    assert equal(weights(student), weights(load_model(str(best))[0]))
     assert trainer.evaluate()["eval_mean_iou"] == max(scores)
     trainer.finish()
     assert equal(load_file(tmp_path / "ema" / "model.safetensors"), load_file(best / "model.safetensors"))

@@ -12,8 +12,8 @@ from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import SignalAt, equal, trainer_for, weights
 from hf_segkd.console import TrainingFault
 from hf_segkd.evaluation.confusion import confusion_matrix, scores
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import expose_features
-from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.models import InputNormalization, default_processor
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.trainer import DistillationTrainer
@@ -57,7 +57,7 @@ def test_checkpoint_holds_the_student_alone_and_reloads_equal(tmp_path, tiny_stu
     saved = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
     assert saved.keys() == tiny_student.state_dict().keys()
     assert load_file(tmp_path / "checkpoint-4" / "losses.safetensors").keys() == {"cwd.projector.weight"}
-    assert equal(weights(load_segmenter(str(tmp_path))), weights(tiny_student))
+    assert equal(weights(load_model(str(tmp_path))[0]), weights(tiny_student))
     assert "use_cache" not in json.loads((tmp_path / "config.json").read_text())
 
 
@@ -91,7 +91,7 @@ def test_interrupted_and_resumed_run_ends_with_the_same_bits(tmp_path, tiny_teac
 
     def run(folder, callbacks=None, resume=None):
         torch.manual_seed(0)
-        student = load_segmenter(TINY, id2label=LABELS)
+        student = load_model(TINY, id2label=LABELS)[0]
         trainer = trainer_for(folder, student, tiny_teacher, callbacks, max_steps=8, load_best_model_at_end=False)
         trainer.train(resume_from_checkpoint=resume)
         return trainer, weights(trainer.model)
@@ -147,7 +147,7 @@ def test_accumulated_small_batches_equal_one_large_batch(tmp_path, tiny_teacher)
 
     def run(folder, batch, accumulation):
         torch.manual_seed(0)
-        student = load_segmenter(TINY, id2label=LABELS)
+        student = load_model(TINY, id2label=LABELS)[0]
         for module in student.modules():  # batch statistics differ between 4 and 2 x 2 images by definition
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 0.0

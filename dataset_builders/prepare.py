@@ -12,25 +12,42 @@ import huggingface_hub
 import pyarrow.parquet
 from datasets.table import embed_table_storage
 
-from dataset_builders import BUILDERS, dataset_spec, load_splits, own_fields
-from dataset_builders.opened import LABEL_FILE
+from dataset_builders import builder_class, open_dataset
+from dataset_builders.opened import OpenedDataset, own_fields
+from dataset_builders.stored import LABEL_FILE
 
 ROWS_PER_FILE = 1000
 
 
 def main(name: str, description: str, argv: list[str] | None = None) -> None:
-    """Prepare the dataset `name` as the command line says."""
+    """Prepare the dataset `name` as the command line of its builder's own file says."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     args = vars(_parser(name, description).parse_args(argv))
     data_dir, output, hub_id, num_proc = (args.pop(key) for key in ("data_dir", "output", "push_to_hub", "num_proc"))
-    config = {key: value for key, value in args.items() if value is not None}
-    if output and os.path.isdir(output) and os.listdir(output):
-        raise SystemExit(f"error: --output {output} is not empty. Choose a new folder.")
+    options = {key: value for key, value in args.items() if value is not None}
     try:
-        spec = dataset_spec(name, data_dir, **config)
-        splits = load_splits(name, data_dir, num_proc=num_proc, **config)
+        prepare(open_dataset(name, data_dir, **options), output, hub_id, num_proc)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def prepare(
+    dataset: OpenedDataset, output: str | None = None, hub_id: str | None = None, num_proc: int | None = None
+) -> None:
+    """Prepare all splits of a dataset and say how many images they have.
+
+    Args:
+        dataset ([`~dataset_builders.opened.OpenedDataset`]): From [`~dataset_builders.open_dataset`].
+        output (`str`, *optional*): New folder for parquet files.
+        hub_id (`str`, *optional*): Repository on the Hub to push to, `"user/name"`.
+        num_proc (`int`, *optional*): Processes that prepare the data.
+
+    Raises:
+        `ValueError`: If `output` holds files already, or the dataset is unusable.
+    """
+    if output and os.path.isdir(output) and os.listdir(output):
+        raise ValueError(f"--output {output} is not empty. Choose a new folder.")
+    spec, splits = dataset.spec, dataset.all_splits(num_proc)
     for split, rows in splits.items():
         print(f"{split}: {len(rows)} images, {spec.num_labels} classes")
     if output:
@@ -45,7 +62,7 @@ def export(splits: datasets.DatasetDict, id2label: dict[int, str], folder: str) 
     """Write parquet files that hold the images themselves, and the class names beside them.
 
     Args:
-        splits (`datasets.DatasetDict`): From [`~dataset_builders.load_splits`].
+        splits (`datasets.DatasetDict`): From [`~dataset_builders.opened.OpenedDataset.all_splits`].
         id2label (`dict[int, str]`): Class names, for `id2label.json`.
         folder (`str`): New folder, for `datasets.load_dataset`.
     """
@@ -79,7 +96,7 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--output", help="new folder for parquet files")
     parser.add_argument("--push_to_hub", metavar="ID", help="Hub id, user/name")
     parser.add_argument("--num_proc", type=int, help="processes that prepare the data")
-    config = BUILDERS[name].BUILDER_CONFIG_CLASS
+    config = builder_class(name).BUILDER_CONFIG_CLASS
     for field in (field for field in fields(config) if field.name in own_fields(config)):
         options = {"action": "store_true"} if field.type is bool else {"type": _scalar(field.type)}
         parser.add_argument(f"--{field.name}", default=None, help=f"default: {field.default}", **options)

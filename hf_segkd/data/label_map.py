@@ -1,4 +1,4 @@
-"""Raw annotation values, or colours, to train ids."""
+"""What the values, or colors, of a mask mean: from them to train ids."""
 
 import io
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from hf_segkd.data.raw import upright_size
+from hf_segkd.data.raw import pack_colors, raw_values, upright_size
 
 IGNORE_INDEX = 255
 Color = tuple[int, int, int]
@@ -16,8 +16,11 @@ _REFUSED = -1
 class LabelMap:
     """Turns an annotation as it was published into train ids (uint8), and refuses values that it does not know.
 
+    `known` holds the raw values that have a meaning, in order, and `ignored` those of them that mean "not labeled";
+    colors are numbers 0xRRGGBB there.
+
     Args:
-        ids (`dict[int, int]` or `dict[tuple[int, int, int], int]`): Raw value (0 to 65535), or RGB colour, to train
+        ids (`dict[int, int]` or `dict[tuple[int, int, int], int]`): Raw value (0 to 65535), or RGB color, to train
             id (0 to 254) or 255 (ignored).
         allowed (`str`): The known values in words, for messages.
         advice (`str`): What to do about others, for messages.
@@ -29,46 +32,46 @@ class LabelMap:
     def __init__(self, ids: dict[int, int] | dict[Color, int], allowed: str, advice: str):
         self.ids, self.allowed, self.advice = ids, allowed, advice
         self.colors = any(isinstance(value, tuple) for value in ids)
-        keys = [_packed(np.array(key)) if self.colors else key for key in ids]
+        keys = [int(pack_colors(np.array(key))) if self.colors else key for key in ids]
         top = 2**24 if self.colors else 2**16
         for key, train_id in zip(keys, ids.values(), strict=True):
             if not 0 <= key < top or not 0 <= train_id <= IGNORE_INDEX:
                 raise ValueError(f"Label map {key} -> {train_id}: raw values are 0 to {top - 1}, ids 0 to 255.")
         order = np.argsort(keys)
-        self._keys, self._ids = np.array(keys)[order], np.array(list(ids.values()))[order]
+        self.known = np.array(keys)[order]
+        self._ids = np.array(list(ids.values()))[order]
+        self.ignored = self.known[self._ids == IGNORE_INDEX]
         self._table = np.full(256, _REFUSED, dtype=np.int16)
         for key, train_id in zip(keys, ids.values(), strict=True):
             if key < 256 and not self.colors:
                 self._table[key] = train_id
 
     def __call__(self, annotation: PIL.Image.Image | np.ndarray, name: str) -> np.ndarray:
-        """Train ids uint8 (H, W) of an annotation; palette pictures count as indices, unless the map is of colours.
+        """Train ids uint8 (H, W) of an annotation; palette pictures count as indices, unless the map is of colors.
 
         Raises:
             `ValueError`: Names the annotation and its unknown values, or says that its kind is wrong.
         """
-        raw = self._read(annotation, name)
+        raw = raw_values(annotation, self.colors)
+        if raw.ndim != 2 or raw.dtype.kind not in "ui":
+            wanted = "one color per pixel" if self.colors else "one class id per pixel"
+            raise ValueError(f"{name} is a color picture, expected {wanted}. {self.advice}")
         if raw.dtype == np.uint8:
             ids = self._table[raw]
         else:
-            place = np.searchsorted(self._keys, raw).clip(max=len(self._keys) - 1)
-            ids = np.where(self._keys[place] == raw, self._ids[place], _REFUSED)
+            place = np.searchsorted(self.known, raw).clip(max=len(self.known) - 1)
+            ids = np.where(self.known[place] == raw, self._ids[place], _REFUSED)
         if (ids == _REFUSED).any():
             found = np.unique(raw[ids == _REFUSED])
-            values = [_hex(value) if self.colors else int(value) for value in found[:10]]
+            values = [f"#{value:06x}" if self.colors else int(value) for value in found[:10].tolist()]
             more = f" and {len(found) - 10} more" if len(found) > 10 else ""
             raise ValueError(f"{name} holds the values {values}{more}; allowed are {self.allowed}. {self.advice}")
         return ids.astype(np.uint8)
 
-    def _read(self, annotation: PIL.Image.Image | np.ndarray, name: str) -> np.ndarray:
-        if self.colors:
-            if isinstance(annotation, PIL.Image.Image):
-                annotation = annotation.convert("RGB")
-            return _packed(np.asarray(annotation))
-        raw = np.asarray(annotation)  # never convert("L"): it turns palette indices into grey levels
-        if raw.ndim != 2 or raw.dtype.kind not in "bui":
-            raise ValueError(f"{name} is a colour picture, expected one class id per pixel. {self.advice}")
-        return raw.astype(np.uint8) if raw.dtype == bool else raw
+    def hides_an_object(self, found: set[int], num_labels: int) -> bool:
+        """Whether masks of 0 and 255 alone would lose all pixels of 255, although there are classes to find."""
+        background, object_ = self.ids.get(0), self.ids.get(255)
+        return found == {0, 255} and num_labels > 1 and object_ == IGNORE_INDEX != background
 
 
 def encode_train_ids(
@@ -100,14 +103,3 @@ def encode_train_ids(
     buffer = io.BytesIO()
     PIL.Image.fromarray(ids).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _packed(colors: np.ndarray) -> np.ndarray:
-    if colors.shape[-1:] != (3,):
-        raise ValueError(f"A colour needs red, green and blue, got an array of shape {colors.shape}.")
-    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
-    return red << 16 | green << 8 | blue
-
-
-def _hex(value: int) -> str:
-    return f"#{int(value):06x}"

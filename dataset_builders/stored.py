@@ -1,0 +1,172 @@
+"""A dataset that `datasets` opens: a Hub id, a folder of parquet files, a folder of `save_to_disk`."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from dataset_builders.opened import OpenedDataset, Skipped, checked_config, without
+from dataset_builders.own_classes import own_classes, own_spec
+from dataset_builders.raw_splits import RowSplit
+from hf_segkd.data.label_map import IGNORE_INDEX, LabelMap
+from hf_segkd.data.specs import DatasetSpec
+
+LABEL_FILE = "id2label.json"
+
+
+@dataclass
+class StoredConfig:
+    """What the columns of the dataset are, and what the values of its annotations mean.
+
+    Args:
+        labels (`list[str]` or `str`, *optional*): Class names, or a file of them; by default those of a `ClassLabel`
+            in the dataset's features, else of its file `id2label.json`.
+        label_map (`dict` or `str`, *optional*): Raw value or colour -> class; by default raw values are class ids.
+        image_column (`str`, *optional*, defaults to `"image"`): Column of the images.
+        label_column (`str`, *optional*, defaults to `"annotation"`): Column of the masks; empty ones are unlabelled.
+        ignore_index (`int`, *optional*, defaults to `255`): Raw value of pixels without a label.
+        validation_fraction (`float`, *optional*, defaults to `0.1`): Part of the train split to validate on where
+            there is no validation split, between 0 and 1.
+        split_seed (`int`, *optional*, defaults to `0`): Chooses which rows these are.
+
+    Raises:
+        `ValueError`: If the fraction is not between 0 and 1.
+    """
+
+    labels: list[str] | str | None = None
+    label_map: dict | str | None = None
+    image_column: str = "image"
+    label_column: str = "annotation"
+    ignore_index: int = 255
+    validation_fraction: float = 0.1
+    split_seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction}.")
+
+
+class StoredDataset(OpenedDataset):
+    """A dataset that is stored as `datasets` stores them, or that it can read; masks are mapped when they are read."""
+
+    def __init__(self, name: str, data_dir: str | None, cache_dir: str | None, options: dict[str, Any]):
+        super().__init__(name, data_dir, cache_dir, checked_config(name, StoredConfig, options))
+
+    @cached_property
+    def spec(self) -> DatasetSpec:
+        return own_spec(self.name, self._classes[0])
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self._mapped)
+
+    @property
+    def label_map(self) -> LabelMap:
+        return self._classes[1]
+
+    def raw_splits(self) -> dict[str, RowSplit]:
+        return {split: RowSplit(rows) for split, rows in self._mapped.items()}
+
+    def all_splits(self, num_proc: int | None = None) -> datasets.DatasetDict:
+        return self._mapped
+
+    def _rows(self, split: str, skip: Skipped) -> datasets.Dataset:
+        return without(self._mapped[split], skip.get(split, ()))
+
+    @cached_property
+    def _stored(self) -> datasets.DatasetDict:
+        name = self.name
+        try:
+            if Path(name, "dataset_dict.json").is_file() or Path(name, "state.json").is_file():
+                splits = datasets.load_from_disk(name)
+            else:
+                splits = datasets.load_dataset(name, data_dir=self.data_dir, cache_dir=self.cache_dir)
+        except (OSError, RuntimeError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+            raise ValueError(f"Cannot open the dataset '{name}': {error}") from error
+        splits = splits if isinstance(splits, datasets.DatasetDict) else datasets.DatasetDict({"train": splits})
+        if "train" not in splits and "validation" not in splits:
+            raise ValueError(f"The dataset '{name}' has the splits {', '.join(splits)}, expected train or validation.")
+        return splits
+
+    @cached_property
+    def _classes(self) -> tuple[tuple[str, ...], LabelMap]:
+        """Class names, and what raw values mean."""
+        config, features = self.config, next(iter(self._stored.values())).features
+        known = () if config.labels else _names_in(features) or _names_beside(self.name)
+        return own_classes(config.labels, config.label_map, config.ignore_index, known)
+
+    @cached_property
+    def _mapped(self) -> datasets.DatasetDict:
+        """Splits with the columns `image`, `annotation` (train ids) and `image_id`."""
+        config, map_annotations = self.config, _MapAnnotations(self.label_map)
+        splits = {split: _columns(rows, split, config) for split, rows in self._stored.items()}
+        splits = datasets.DatasetDict(splits)
+        if "validation" not in splits:
+            parts = splits["train"].train_test_split(test_size=config.validation_fraction, seed=config.split_seed)
+            splits |= {"train": parts["train"], "validation": parts["test"]}
+        return splits.with_transform(map_annotations)
+
+
+def _names_in(features: datasets.Features) -> tuple[str, ...]:
+    """Names of the first `ClassLabel` among the features, inside a list or not."""
+    for feature in features.values():
+        inner = feature.feature if isinstance(feature, datasets.List) else feature
+        if isinstance(inner, datasets.ClassLabel):
+            return tuple(inner.names)
+    return ()
+
+
+def _names_beside(name: str) -> tuple[str, ...]:
+    """Names in the file `id2label.json` of the folder or Hub repository; empty when there is none."""
+    path = Path(name, LABEL_FILE)
+    if not path.is_file() and not Path(name).is_dir():
+        try:
+            path = Path(hf_hub_download(name, LABEL_FILE, repo_type="dataset"))
+        except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled):
+            return ()
+    if not path.is_file():
+        return ()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(content[str(index)] for index in range(len(content)))
+
+
+def _columns(rows: datasets.Dataset, split: str, config: StoredConfig) -> datasets.Dataset:
+    """The three columns; rows without an `image_id` are numbered."""
+    for option, column in (("image_column", config.image_column), ("label_column", config.label_column)):
+        if column not in rows.column_names:
+            raise ValueError(
+                f"The {split} split has no column '{column}' ({option}); it has {', '.join(rows.column_names)}. "
+                f"Give --{option}."
+            )
+    if "image_id" not in rows.column_names:
+        rows = rows.add_column("image_id", [f"{split}_{index:06d}" for index in range(len(rows))])
+    rows = rows.select_columns([config.image_column, config.label_column, "image_id"])
+    rows = rows.rename_columns({config.image_column: "image", config.label_column: "annotation"})
+    if isinstance(rows.features["annotation"], datasets.Image):
+        # A mode, "L" for instance, would turn palette indices into grey levels.
+        rows = rows.cast_column("annotation", datasets.Image())
+    return rows
+
+
+class _MapAnnotations:
+    """Applied when rows are read, in the workers; a class, so that they can pickle it."""
+
+    def __init__(self, lookup: LabelMap):
+        self.lookup = lookup
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        triples = zip(batch["image"], batch["annotation"], batch["image_id"], strict=True)
+        return batch | {"annotation": [self._train_ids(*triple) for triple in triples]}
+
+    def _train_ids(self, image: PIL.Image.Image, annotation, image_id: str) -> PIL.Image.Image:
+        if annotation is None:
+            return PIL.Image.new("L", image.size, IGNORE_INDEX)
+        raw = annotation if isinstance(annotation, PIL.Image.Image) else np.asarray(annotation)
+        return PIL.Image.fromarray(self.lookup(raw, f"The annotation of image '{image_id}'"))

@@ -1,0 +1,76 @@
+"""The parser that commands share: flags from fields of dataclasses, built without the libraries that do the work."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import Field, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+class CommandParser(argparse.ArgumentParser):
+    """`ArgumentParser` of `hf-segkd NAME`; `--data-dir` is the same as `--data_dir`.
+
+    Args:
+        name (`str`): The command.
+        description (`str`): Shown as it is; the docstring of the command's module.
+    """
+
+    def __init__(self, name: str, description: str, **options: Any):
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"hf-segkd {name}", description=description, formatter_class=form, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else args
+        # `--no-align_corners`, as argparse calls it, is spelled either way too.
+        known = {_underscored(option): option for option in self._option_string_actions}
+        return super().parse_known_args([_known(word, known) for word in words], namespace)
+
+
+def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
+    """Add a group with one flag for each field of a dataclass.
+
+    The annotation gives type, choices (`Literal`) and number of values (`tuple[int, int]`, `list[str]`); the field's
+    metadata gives `help` and, where it is more telling, `metavar`.
+    """
+    hints = get_type_hints(cls)
+    group = parser.add_argument_group(title)
+    for field in fields(cls):
+        group.add_argument(f"--{field.name}", **_options(field, hints[field.name]))
+
+
+def _options(field: Field, hint: Any) -> dict[str, Any]:
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    options = {"default": field.default, "help": _help(field)}
+    if bool in kinds:
+        return options | {"action": argparse.BooleanOptionalAction if NoneType in kinds else "store_true"}
+    if "metavar" in field.metadata:
+        options["metavar"] = field.metadata["metavar"]
+    if str in kinds:  # also `dict | str`: JSON text, or the name of a file
+        return options
+    kind = kinds[0]
+    if get_origin(kind) is Literal:
+        return options | {"choices": get_args(kind)}
+    if get_origin(kind) in (list, tuple):
+        inner = get_args(kind)
+        exact = get_origin(kind) is tuple and Ellipsis not in inner
+        return options | {"type": inner[0], "nargs": len(inner) if exact else "+"}
+    return options | {"type": kind}
+
+
+def _help(field: Field) -> str:
+    text = field.metadata["help"]
+    if "(default" in text or field.default is None or field.default is False:
+        return text
+    default = field.default if not isinstance(field.default, tuple) else " ".join(map(str, field.default))
+    return f"{text.rstrip('.')} (default: {default})."
+
+
+def _known(word: str, known: dict[str, str]) -> str:
+    name, equals, value = word.partition("=")
+    return known.get(_underscored(name), name) + equals + value if word.startswith("--") else word
+
+
+def _underscored(name: str) -> str:
+    return "--" + name[2:].replace("-", "_") if name.startswith("--") else name
