@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {
     "distill": "train a student, with a teacher or without",
+    "prepare": "check a dataset, map its masks, write it as parquet or push it",
     "evaluate": "score models on a dataset; compare two",
     "predict": "segment images",
     "convert": "turn a research checkpoint into a model folder",

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForSemanticSegmentation
 
 from helpers.paths import TESTS
+from hf_segkd.loading.any_model import load_model
 
 RELEASED = TESTS / "golden" / "released" / "espnet"
 WITHOUT_PACKAGE = """
