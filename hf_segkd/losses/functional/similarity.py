@@ -151,7 +151,9 @@ class _SymmetricPairKL(torch.autograd.Function):
                     total[columns, i] += tile.sum(dim=0)
         ctx.save_for_backward(student, teacher, sums_s, sums_t)
         ctx.temperature = temperature
-        return (cross / sums_t - sums_t.log() + sums_s.log()).mean()
+        # The logarithm of a ratio: two logarithms of up to 70 would leave their rounding in the difference. Of roots,
+        # because a ratio of up to exp(120) is too large for float32.
+        return (cross / sums_t - 2 * (sums_t.sqrt() / sums_s.sqrt()).log()).mean()
 
     @staticmethod
     @once_differentiable
@@ -178,26 +180,25 @@ class _RowPairKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         images, positions, _ = student.shape
-        log_s, log_t, kl = (student.new_zeros(images, images, positions) for _ in range(3))
+        kl = student.new_zeros(images, images, positions)
         for i, j, rows in _row_blocks(student):
-            logits_s = student[i, rows] @ student[j].T / temperature
-            logits_t = teacher[i, rows] @ teacher[j].T / temperature
-            log_s[i, j, rows], log_t[i, j, rows] = logits_s.logsumexp(dim=1), logits_t.logsumexp(dim=1)
-            log_p_s, log_p_t = logits_s - log_s[i, j, rows, None], logits_t - log_t[i, j, rows, None]
+            log_p_s = (student[i, rows] @ student[j].T / temperature).log_softmax(dim=1)
+            log_p_t = (teacher[i, rows] @ teacher[j].T / temperature).log_softmax(dim=1)
             kl[i, j, rows] = (log_p_t.exp() * (log_p_t - log_p_s)).sum(dim=1)
-        ctx.save_for_backward(student, teacher, log_s, log_t)
+        ctx.save_for_backward(student, teacher)
         ctx.temperature = temperature
         return kl.mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
-        student, teacher, log_s, log_t = ctx.saved_tensors
-        scale = grad / (log_s.numel() * ctx.temperature)
+        student, teacher = ctx.saved_tensors
+        images, positions, _ = student.shape
+        scale = grad / (images**2 * positions * ctx.temperature)
         gradient = torch.zeros_like(student)
         for i, j, rows in _row_blocks(student):
-            p_s = (student[i, rows] @ student[j].T / ctx.temperature - log_s[i, j, rows, None]).exp()
-            p_t = (teacher[i, rows] @ teacher[j].T / ctx.temperature - log_t[i, j, rows, None]).exp()
+            p_s = (student[i, rows] @ student[j].T / ctx.temperature).softmax(dim=1)
+            p_t = (teacher[i, rows] @ teacher[j].T / ctx.temperature).softmax(dim=1)
             block = (p_s - p_t) * scale
             gradient[i, rows] += block @ student[j]
             gradient[j] += block.T @ student[i, rows]

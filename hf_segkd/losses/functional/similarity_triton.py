@@ -4,7 +4,8 @@ Two kernels serve pairs of images and memory banks. Both form tiles of the stude
 one loop over chunks of channels with float32 sums, and drop them again; no tile leaves the multiprocessor.
 
 * `_sums` owns a block of anchors and streams the keys of one image: log-sum-exp of student and teacher with running
-  maxima, exact at any temperature, and the cross term `Σ p_t (t - s)`.
+  maxima, exact at any temperature, and the cross term `Σ p_t (t - s)`. The maxima are subtracted from t and s before
+  anything is summed: similarities of 700, as at temperature 0.002, would leave their rounding (3e-5) in the KL.
 * `_differences` recomputes similarities and writes `D = p_s - p_t` for one block of at most 4096×4096 positions. Block
   (j, i) of the similarities is the transpose of block (i, j), so D holds both directions, and only blocks on and above
   the diagonal are formed. The products of D with the features are left to cuBLAS: a kernel that formed them too would
@@ -29,6 +30,8 @@ from hf_segkd.losses.functional import similarity
 
 # Compute capabilities with 227 KiB of shared memory per block: H100, H200, B200.
 LARGE_SHARED_MEMORY = (9, 10)
+# Below every similarity, but finite: differences of two of them enter the cross term.
+LOWEST = tl.constexpr(-1e30)
 ALIGNMENT = 16  # elements; rows of D start where cuBLAS reads fastest
 
 
@@ -209,6 +212,12 @@ def _similarities(
 
 
 @triton.jit
+def _probabilities(similarities, logs):
+    """Softmax in base 2. Past the edges of a block the exponent may be anything: bounded, it does not overflow."""
+    return tl.exp2(tl.minimum(similarities - logs, 0.0))
+
+
+@triton.jit
 def _sums(
     anchors_s, anchors_t, keys_s, keys_t, logs_s, logs_t, divergences, row_count, column_count, images, scale,
     CHANNELS_S: tl.constexpr, CHANNELS_T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -223,8 +232,11 @@ def _sums(
     keys_s += first_key * CHANNELS_S
     keys_t += first_key * CHANNELS_T
     rows = block * ROWS + tl.arange(0, ROWS)
-    max_s, max_t = tl.full((ROWS,), float("-inf"), tl.float32), tl.full((ROWS,), float("-inf"), tl.float32)
-    sum_s, sum_t, cross = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    max_s = tl.full((ROWS,), LOWEST, tl.float32)
+    max_t = tl.full((ROWS,), LOWEST, tl.float32)
+    sum_s = tl.zeros((ROWS,), tl.float32)
+    sum_t = tl.zeros((ROWS,), tl.float32)
+    cross = tl.zeros((ROWS,), tl.float32)
     # Flattened with the loop over channels, so that the next tile's loads run during this one's exponentials.
     for start in tl.range(0, column_count, COLUMNS, flatten=True):
         columns = start + tl.arange(0, COLUMNS)
@@ -232,19 +244,27 @@ def _sums(
             anchors_s, anchors_t, keys_s, keys_t, rows, columns, row_count, column_count, scale,
             CHANNELS_S, CHANNELS_T, CHUNK, PRECISION,
         )  # fmt: skip
-        difference, inside = t - s, columns[None, :] < column_count
-        s, t = tl.where(inside, s, float("-inf")), tl.where(inside, t, float("-inf"))
-        new_s, new_t = tl.maximum(max_s, tl.max(s, axis=1)), tl.maximum(max_t, tl.max(t, axis=1))
-        shrink_s, shrink_t = tl.exp2(max_s - new_s), tl.exp2(max_t - new_t)
-        weights = tl.exp2(t - new_t[:, None])
-        sum_s = sum_s * shrink_s + tl.sum(tl.exp2(s - new_s[:, None]), axis=1)
+        inside = columns[None, :] < column_count
+        s = tl.where(inside, s, LOWEST)
+        t = tl.where(inside, t, LOWEST)
+        new_s = tl.maximum(max_s, tl.max(s, axis=1))
+        new_t = tl.maximum(max_t, tl.max(t, axis=1))
+        s -= new_s[:, None]
+        t -= new_t[:, None]
+        step_s = max_s - new_s
+        step_t = max_t - new_t
+        shrink_t = tl.exp2(step_t)
+        weights = tl.exp2(t)
+        cross = (cross + sum_t * (step_t - step_s)) * shrink_t + tl.sum(weights * (t - s), axis=1)
+        sum_s = sum_s * tl.exp2(step_s) + tl.sum(tl.exp2(s), axis=1)
         sum_t = sum_t * shrink_t + tl.sum(weights, axis=1)
-        cross = cross * shrink_t + tl.sum(weights * difference, axis=1)
-        max_s, max_t = new_s, new_t
-    log_s, log_t = max_s + tl.log2(sum_s), max_t + tl.log2(sum_t)
+        max_s = new_s
+        max_t = new_t
+    log_s = tl.log2(sum_s)
+    log_t = tl.log2(sum_t)
     at, a_row = pair * row_count + rows, rows < row_count
-    tl.store(logs_s + at, log_s, mask=a_row)
-    tl.store(logs_t + at, log_t, mask=a_row)
+    tl.store(logs_s + at, max_s + log_s, mask=a_row)
+    tl.store(logs_t + at, max_t + log_t, mask=a_row)
     ln_2 = 0.6931471805599453
     tl.store(divergences + at, (cross / sum_t - log_t + log_s) * ln_2, mask=a_row)
 
@@ -275,9 +295,9 @@ def _differences(
             difference = tl.exp2(s) * (tl.exp2(-row_s) + tl.exp2(-column_s))
             difference -= tl.exp2(t) * (tl.exp2(-row_t) + tl.exp2(-column_t))
         else:
-            difference = tl.exp2(s - row_s) - tl.exp2(t - row_t)
-            difference += tl.exp2(s - column_s) - tl.exp2(t - column_t)
+            difference = _probabilities(s, row_s) - _probabilities(t, row_t)
+            difference += _probabilities(s, column_s) - _probabilities(t, column_t)
     else:
-        difference = tl.exp2(s - row_s) - tl.exp2(t - row_t)
+        difference = _probabilities(s, row_s) - _probabilities(t, row_t)
     at = rows[:, None] * stride + columns[None, :]
     tl.store(output + at, difference.to(output.dtype.element_ty), mask=a_row[:, None] & a_column[None, :])
