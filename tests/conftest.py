@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Sums in one order: bit-exact comparisons must not depend on the machine's cores, unless that is what is tested."""
+    """Sums in one order: bit-exact comparisons must not depend on the machine's cores."""
     torch.set_num_threads(int(os.environ.get("HF_SEGKD_TEST_THREADS", "1")))
 
 

@@ -14,7 +14,7 @@ from hf_segkd.losses.functional.similarity import image_pair_kl
 
 
 def test_kernels_are_right_in_the_interpreter():
-    """The cases of two files; in its own process, because Triton decides when it is imported. No warning is allowed."""
+    """The cases of two files; in its own process, because Triton decides when it is imported. Warnings are errors."""
     pytest.importorskip("triton")
     cases = [str(TESTS / "losses" / name) for name in ("test_similarity_cuda.py", "test_similarity_bounds.py")]
     # numpy warns where an exponential overflows.
