@@ -1,9 +1,10 @@
 """Write docs/methods.md: every loss in one table, from its class, its docstring and one measured step.
 
-    python docs/make_methods.py --teacher runs/demo/seed0/teacher
+    python docs/make_methods.py [--teacher runs/demo/seed0/teacher]
 
-The teacher is the quickstart's (`make demo`); values are those of the first step of its pair: the untrained student,
-seed 0, the first 8 synthetic training scenes as crops of 96x128 pixels.
+Without a teacher the values of the page are kept, and those of new methods are left empty. The teacher is the
+quickstart's (`make demo`); values are those of the first step of its pair: the untrained student, seed 0, the first 8
+synthetic training scenes as crops of 96x128 pixels.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import inspect
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 import dataset_builders
 from hf_segkd.data import DATASETS, SegmentationDataset, TrainTransform, collate
@@ -22,27 +24,8 @@ from hf_segkd.losses import LOSSES, DistillationLoss, LossSetup
 from hf_segkd.models import InputNormalization
 from hf_segkd.training.distiller import loss_setup
 
+TEACHER = {"model_type": "espnet", "depths": [2, 4]}
 STUDENT = {"model_type": "espnet", "hidden_sizes": [8, 20, 40], "depths": [1, 2]}
-# Time and memory beyond the maps themselves. B images, N positions, C channels, K classes, M keys, D pooled positions.
-COSTS = {
-    "task": ("BKHW", "one band of rows"),
-    "kd": ("BKN", "one map"),
-    "cwd": ("BCN", "one map"),
-    "at": ("BCN", "BN"),
-    "dist": ("BKN", "BKN"),
-    "fitnet": ("BNC²", "one map"),
-    "ifvd": ("BN(C + K)", "BN"),
-    "skd_pairwise": ("BNC²", "C²"),
-    "dsd": ("BCN + BK²N", "BN"),
-    "cskd": ("BC²N + BN²C/25", "one patch"),
-    "cirkd_minibatch": ("B²N²C", "B²N sums"),
-    "cirkd_memory": ("BNMC", "one map; K·M·C in the queues"),
-    "cirkdv2": ("B²N²C + BNMC", "as its parts"),
-    "mgd": ("BNC²", "one map"),
-    "af_dcd": ("BNPC", "one block of distances"),
-    "bpkd": ("BKN + KHW", "BKN"),
-    "adversarial": ("the discriminator's", "3.2 M parameters"),
-}
 # Where the loss reads more than the one output it is built from.
 READS = {"task": "logits, aux_logits", "dsd": "aux_logits, features, logits"}
 HEADER = """# Methods
@@ -68,9 +51,9 @@ def row(name: str, setup: LossSetup, value: str, labels: str) -> str:
     loss = method(setup)
     layer = f"{loss.layer} (`layer:`)" if "layer" in inspect.signature(method).parameters else loss.layer
     layer = READS.get(name, layer)
-    time, memory = COSTS[name]
     paper = f"[{citation_name(method)}]({method.paper})" if method.paper else ""
-    cells = [f"`{name}`", idea, layer, labels, adapter(method, setup), state(loss), time, memory, value, paper]
+    cells = [f"`{name}`", idea, layer, labels, adapter(method, setup), state(loss)]
+    cells += [method.time_growth, method.memory_growth, value, paper]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -95,11 +78,11 @@ def citation_name(method: type[DistillationLoss]) -> str:
     return f"{author} et al., {fields['year'].strip('{}')}"
 
 
-def first_step(teacher_folder: str) -> tuple[LossSetup, dict[str, tuple[str, str]]]:
+def first_step(teacher: PreTrainedModel) -> tuple[LossSetup, dict[str, tuple[str, str]]]:
     """The setup of the quickstart's pair, and of each loss its first value and whether it reads the labels."""
     torch.manual_seed(0)
     spec = DATASETS["synthetic"]
-    teacher, student = load_model(teacher_folder)[0], load_model(STUDENT, id2label=spec.id2label)[0]
+    student = load_model(STUDENT, id2label=spec.id2label)[0]
     rows = dataset_builders.open_dataset("synthetic", num_train=8, num_validation=1, num_test=1).split("train")
     dataset = SegmentationDataset(rows, TrainTransform((96, 128), (0.75, 1.5)), spec.num_labels)
     batch = collate([dataset[index] for index in range(8)])
@@ -124,12 +107,25 @@ def terms(name: str, setup: LossSetup, outputs: list, labels: torch.Tensor) -> d
     return {term: x.item() for term, x in (value if isinstance(value, dict) else {"": value}).items()}
 
 
+def known_values(page: Path) -> dict[str, str]:
+    """Values by loss, as the page has them."""
+    rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    return {cells[0].strip("| `"): cells[-2].strip() for cells in rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", required=True, help="folder of the quickstart's teacher")
-    setup, found = first_step(parser.parse_args().teacher)
+    parser.add_argument("--teacher", help="folder of the quickstart's teacher; without it, values are kept")
+    folder = parser.parse_args().teacher
+    page = Path(__file__).with_name("methods.md")
+    torch.manual_seed(0)
+    options = {} if folder else {"id2label": DATASETS["synthetic"].id2label}
+    setup, found = first_step(load_segmenter(folder or TEACHER, **options))
+    if not folder:
+        known = known_values(page)
+        found = {name: (known.get(name, ""), labels) for name, (_, labels) in found.items()}
     table = "\n".join(row(name, setup, *found[name]) for name in LOSSES)
-    Path(__file__).with_name("methods.md").write_text(f"{HEADER}{table}\n", encoding="utf-8")
+    page.write_text(f"{HEADER}{table}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

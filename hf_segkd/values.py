@@ -51,13 +51,47 @@ def _describe(hint: Any) -> str:
     return NAMES.get(kind, str(kind))
 
 
-def did_you_mean(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return " Did you mean 'x'?" for the known name closest to a misspelled one, or "" when none is close.
+def closest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name closest to a misspelled one, or `None` when none is close.
 
     Args:
         name: What was given.
         known (`Iterable[str]`): Names that exist.
         cutoff (`float`, *optional*, defaults to `0.6`): How similar the two must be, from 0 to 1.
     """
-    close = get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    matches = get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return " Did you mean 'x'?" for the [`closest`] known name, or "" when none is close."""
+    match = closest(name, known, cutoff)
+    return f" Did you mean {match!r}?" if match else ""
+
+
+def check_choice(name: str, value: Any, choices: Iterable) -> None:
+    """Check that an argument is one of a fixed set.
+
+    Args:
+        name (`str`): What the message calls it.
+        value: The value that was given.
+        choices (`Iterable`): The values that are allowed.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    choices = list(choices)
+    if value in choices:
+        return
+    hint = did_you_mean(value, [str(choice) for choice in choices])
+    raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.{hint}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Check that a number is above 0.
+
+    Raises:
+        ValueError: If it is not; NaN is not.
+    """
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}.")

@@ -8,8 +8,9 @@ from torch import nn
 from hf_segkd.losses.adversarial import AdversarialLoss
 from hf_segkd.losses.af_dcd import AfDCDLoss
 from hf_segkd.losses.at import ATLoss
-from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.losses.bpkd import BPKDLoss
+from hf_segkd.losses.cankd import CanKDLoss
 from hf_segkd.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
 from hf_segkd.losses.cirkdv2 import CIRKDv2Loss
 from hf_segkd.losses.cskd import CSKDLoss
@@ -17,9 +18,11 @@ from hf_segkd.losses.cwd import CWDLoss
 from hf_segkd.losses.dist import DISTLoss
 from hf_segkd.losses.dsd import DSDLoss
 from hf_segkd.losses.fitnet import FitNetLoss
+from hf_segkd.losses.gkd import GKDLoss
 from hf_segkd.losses.ifvd import IFVDLoss
 from hf_segkd.losses.kd import KDLoss
 from hf_segkd.losses.mgd import MGDLoss
+from hf_segkd.losses.pkd import PKDLoss
 from hf_segkd.losses.schedule import WeightSchedule, read_schedule
 from hf_segkd.losses.skd import PairwiseLoss
 from hf_segkd.losses.task import TaskLoss
@@ -43,6 +46,9 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "mgd": MGDLoss,
     "af_dcd": AfDCDLoss,
     "bpkd": BPKDLoss,
+    "pkd": PKDLoss,
+    "cankd": CanKDLoss,
+    "gkd": GKDLoss,
 }
 
 __all__ = [
@@ -56,22 +62,25 @@ __all__ = [
     "CIRKDv2Loss",
     "CSKDLoss",
     "CWDLoss",
+    "CanKDLoss",
     "DISTLoss",
     "DSDLoss",
     "DistillationLoss",
     "FitNetLoss",
+    "GKDLoss",
     "IFVDLoss",
     "KDLoss",
     "LossSetup",
     "MGDLoss",
+    "PKDLoss",
     "PairwiseLoss",
     "TaskLoss",
     "WeightSchedule",
     "build_losses",
     "build_schedules",
     "check_losses",
-    "pick",
-    "same_size",
+    "get_layer",
+    "resize_like",
 ]
 
 Weight = float | dict[str, float]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, resize_like
 from hf_segkd.losses.discriminator import MIN_SIDE, Discriminator
 from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.models.outputs import SegmentationOutput
@@ -62,6 +62,9 @@ class AdversarialLoss(DistillationLoss):
   year={2019}
 }"""
     min_side = MIN_SIDE
+    time_growth = "the discriminator's"
+    memory_growth = "3.2 M parameters"
+    fused = True
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class AdversarialLoss(DistillationLoss):
         self.discriminator.requires_grad_(False)
         generator = -self.discriminator(student.logits).mean()
         self.discriminator.requires_grad_(True)
-        logits = {"student": student.logits.detach(), "teacher": same_size(teacher.logits, student.logits)}
+        logits = {"student": student.logits.detach(), "teacher": resize_like(teacher.logits, student.logits)}
         scores = {whose: self.discriminator(logits[whose]) for whose in self.order}
         value = OBJECTIVES[self.objective](scores["student"], scores["teacher"])
         if self.objective == "wgan-gp" and self.gradient_penalty:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.losses.mgd import MaskedGeneration, check_mask_ratio
 from hf_segkd.models.outputs import SegmentationOutput
 
@@ -56,6 +56,9 @@ class AfDCDLoss(DistillationLoss):
   booktitle={NeurIPS},
   year={2023}
 }"""
+    time_growth = "BNPC"
+    memory_growth = "one block of distances"
+    fused = True
 
     def __init__(
         self,
@@ -85,8 +88,8 @@ class AfDCDLoss(DistillationLoss):
         self.generation = MaskedGeneration(self.student_channels, self.teacher_channels, mask_ratio, seed)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
-        generated = self.generation(pick(student, self.layer))
-        teacher_map = same_size(pick(teacher, self.layer), generated)
+        generated = self.generation(get_layer(student, self.layer))
+        teacher_map = resize_like(get_layer(teacher, self.layer), generated)
         feature = F.mse_loss(generated, teacher_map, reduction="sum") / len(generated)
         return {"feature": feature, "contrast": self.contrast(generated, teacher_map)}
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
 
 CHANNELS = 64  # squared at once
@@ -38,13 +38,16 @@ class ATLoss(DistillationLoss):
   booktitle={ICLR},
   year={2017}
 }"""
+    time_growth = "BCN"
+    memory_growth = "BN"
+    fused = True
 
     def __init__(self, setup: LossSetup, layer: str = "features"):
         super().__init__(setup, layer=layer)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-        student_map = pick(student, self.layer)
-        teacher_map = same_size(pick(teacher, self.layer), student_map)
+        student_map = get_layer(student, self.layer)
+        teacher_map = resize_like(get_layer(teacher, self.layer), student_map)
         return F.mse_loss(attention(student_map), attention(teacher_map))
 
 

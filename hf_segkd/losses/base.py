@@ -36,14 +36,14 @@ class LossSetup:
 class DistillationLoss(nn.Module):
     """Base class of all losses: parameters are made in `__init__` from a [`LossSetup`], never in `forward`.
 
-    `forward(student, teacher, labels)` gets two [`~hf_segkd.models.SegmentationOutput`]s, the teacher's without graph,
+    `forward(student, teacher, labels)` gets two [`~hf_segkd.models.SegmentationOutput`]s, the teacher's detached,
     and labels `(B, H, W)` at image size. It returns a scalar or a dict of named scalars, in the dtype it is given.
-    Whatever happens (all pixels ignored, one image, unequal map sizes) the value is finite and has a graph.
+    The loss must stay finite and differentiable: with all pixels ignored, one image, unequal map sizes.
 
     Args:
         setup (`LossSetup`): Shapes of both models' outputs, number of classes, ignore index.
         layer (`str`, *optional*, defaults to `"features"`): Output field to compare: `"features"`, `"logits"`,
-            `"aux_logits"` or `"hidden_states.3"`.
+            `"aux_logits"`, `"hidden_states.3"` or, for the last stage of the backbone, `"hidden_states.-1"`.
 
     Raises:
         ValueError: If the student or the teacher has no such field.
@@ -51,6 +51,10 @@ class DistillationLoss(nn.Module):
 
     paper: str = ""
     citation: str = ""
+    # Orders of growth for docs/methods.md: B images, N positions, C channels, K classes, M keys, P of a patch.
+    time_growth: str = ""
+    memory_growth: str = ""
+    fused: bool = False  # Whether it computes otherwise than its formula reads; benchmarks then compare both forms.
     needs_teacher: bool = True
     min_batch: int = 1  # Images on one device below which `forward` raises a ValueError that says why.
     min_side: int = 1  # Positions per side of the student's logits below which `__init__` raises a ValueError.
@@ -59,8 +63,8 @@ class DistillationLoss(nn.Module):
         super().__init__()
         self.setup, self.layer = setup, layer
         if self.needs_teacher:
-            self.student_channels = _channels(setup.student, layer, "student")
-            self.teacher_channels = _channels(setup.teacher, layer, "teacher")
+            self.student_channels = map_shape(setup.student, layer, "student")[1]
+            self.teacher_channels = map_shape(setup.teacher, layer, "teacher")[1]
 
     def forward(
         self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor
@@ -72,11 +76,20 @@ class DistillationLoss(nn.Module):
         return None
 
 
-def pick(output: SegmentationOutput, layer: str) -> Tensor:
-    """Return the map named `layer` from a model's output, e.g. `"features"` or `"hidden_states.2"`."""
+def get_layer(output: SegmentationOutput, layer: str) -> Tensor:
+    """Return the map named `layer` from a model's output, e.g. `"features"`, `"hidden_states.2"` or, for the last,
+    `"hidden_states.-1"`.
+    """
     name, _, index = layer.partition(".")
     value = output[name]
     return value[int(index)] if index else value
+
+
+def channel_projector(student_channels: int, teacher_channels: int, bias: bool = False) -> nn.Module:
+    """1×1 convolution from the student's channels to the teacher's; the identity where they are equal."""
+    if student_channels == teacher_channels:
+        return nn.Identity()
+    return nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=bias)
 
 
 def check_same_classes(name: str, student: int, teacher: int) -> None:
@@ -88,20 +101,29 @@ def check_same_classes(name: str, student: int, teacher: int) -> None:
         )
 
 
-def same_size(x: Tensor, reference: Tensor) -> Tensor:
-    """Resize `x` (B, C, h, w) bilinearly (`align_corners=True`) to the height and width of `reference`.
+def resize_like(x: Tensor, reference: Tensor, align_corners: bool = True) -> Tensor:
+    """Resize `x` (B, C, h, w) bilinearly to the height and width of `reference`.
 
     This is how a teacher of another stride is compared: its map moves to the student's grid.
     """
     if x.shape[-2:] == reference.shape[-2:]:
         return x
-    return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=True)
+    return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=align_corners)
 
 
-def _channels(shapes: dict[str, torch.Size], layer: str, whose: str) -> int:
+def map_shape(shapes: dict[str, torch.Size], layer: str, whose: str) -> torch.Size:
+    """Shape (1, C, h, w) of the map named `layer`, as [`get_layer`] finds it.
+
+    Raises:
+        ValueError: If the model has no such output; the message lists what it has.
+    """
+    name, _, index = layer.partition(".")
+    if index.startswith("-") and index[1:].isdigit():
+        count = sum(field.startswith(f"{name}.") for field in shapes)
+        layer = f"{name}.{count + int(index)}"
     if layer not in shapes:
         hint = did_you_mean(layer, shapes)
         raise ValueError(
             f"The {whose} has no output {layer!r}.{hint} It has {', '.join(sorted(shapes)) or 'none: none was given'}."
         )
-    return shapes[layer][1]
+    return shapes[layer]

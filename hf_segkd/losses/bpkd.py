@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
 
 NO_CLASS = 2**15 - 1  # above any class id, in int16
@@ -56,6 +56,8 @@ class BPKDLoss(DistillationLoss):
   booktitle={WACV},
   year={2024}
 }"""
+    time_growth = "BKN + KHW"
+    memory_growth = "BKN"
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class BPKDLoss(DistillationLoss):
         self.edge_temperature, self.body_temperature = edge_temperature, body_temperature
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
-        logits = student.logits, same_size(teacher.logits, student.logits)
+        logits = student.logits, resize_like(teacher.logits, student.logits)
         known = (labels >= 0) & (labels < self.setup.num_labels) & (labels != self.setup.ignore_index)
         labels = labels.masked_fill(~known, -1)[:, None]
         if self.form == "pixel":

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.distributed import gather, gather_with_gradient
-from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.losses.functional.similarity import bank_kl, image_pair_kl, unit_vectors
 from hf_segkd.models.outputs import SegmentationOutput
@@ -55,6 +55,9 @@ class CIRKDMiniBatchLoss(DistillationLoss):
     """
 
     paper, citation = PAPER, CITATION
+    time_growth = "B²N²C"
+    memory_growth = "B²N sums"
+    fused = True
 
     def __init__(
         self,
@@ -72,8 +75,8 @@ class CIRKDMiniBatchLoss(DistillationLoss):
         self._warned = False
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-        student_map = pick(student, self.layer)
-        return self.compare(student_map, same_size(pick(teacher, self.layer), student_map))
+        student_map = get_layer(student, self.layer)
+        return self.compare(student_map, resize_like(get_layer(teacher, self.layer), student_map))
 
     def compare(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         """The loss of two maps (B, C, h, w) of one size."""
@@ -135,6 +138,9 @@ class CIRKDMemoryLoss(DistillationLoss):
     """
 
     paper, citation = PAPER, CITATION
+    time_growth = "BNMC"
+    memory_growth = "one map; K·M·C in the queues"
+    fused = True
 
     def __init__(
         self,
@@ -169,8 +175,8 @@ class CIRKDMemoryLoss(DistillationLoss):
             self.register_buffer(f"{name}_pointer", torch.zeros(classes, dtype=torch.long))
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
-        student_map = pick(student, self.layer)
-        return self.compare(student_map, same_size(pick(teacher, self.layer), student_map), labels)
+        student_map = get_layer(student, self.layer)
+        return self.compare(student_map, resize_like(get_layer(teacher, self.layer), student_map), labels)
 
     def compare(self, student_map: Tensor, teacher_map: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The two terms of maps (B, C, h, w) of one size; the batch enters the queues first, as in the original."""

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.distributed import gather, gather_with_gradient
-from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, map_shape, resize_like
 from hf_segkd.losses.cirkd import (
     CIRKDMemoryLoss,
     CIRKDMiniBatchLoss,
@@ -63,6 +63,9 @@ class CIRKDv2Loss(DistillationLoss):
     """
 
     paper, citation = CIRKDMemoryLoss.paper, CIRKDMemoryLoss.citation
+    time_growth = "B²N²C + BNMC"
+    memory_growth = "as its parts"
+    fused = True
 
     def __init__(
         self,
@@ -96,8 +99,8 @@ class CIRKDv2Loss(DistillationLoss):
         )
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
-        student_map = self.context(pick(student, self.layer))
-        teacher_map = same_size(pick(teacher, self.layer), student_map)
+        student_map = self.context(get_layer(student, self.layer))
+        teacher_map = resize_like(get_layer(teacher, self.layer), student_map)
         terms = {
             "fitnet": F.mse_loss(self.projector(student_map), teacher_map),
             "minibatch_pixel": self.minibatch.compare(student_map, teacher_map),
@@ -167,10 +170,12 @@ class ChannelRelations(nn.Module):
         super().__init__()
         check_positive("cirkdv2", channel_memory=memory, channel_samples=samples)
         check_positive("cirkdv2", temperature=temperature, kd_temperature=kd_temperature)
-        self.size = tuple(setup.student[layer][-2:])
+        _, student_channels, *size = map_shape(setup.student, layer, "student")
+        teacher_channels = map_shape(setup.teacher, layer, "teacher")[1]
+        self.size = tuple(size)
         self.samples, self.temperature, self.kd_temperature = samples, temperature, kd_temperature
         self.gather = gather
-        self.head = projection_head(setup.student[layer][1], setup.teacher[layer][1])
+        self.head = projection_head(student_channels, teacher_channels)
         self.draws = SeededDraws(seed)
         height, width = (-(-side // CHANNEL_POOLING) for side in self.size)
         self.register_buffer("queue", self.draws.unit_rows((1, memory, height * width), memory_dtype)[0])

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.distributed import gather_with_gradient, world_size
-from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.losses.functional.attention import attend
 from hf_segkd.losses.functional.gram import gram
 from hf_segkd.models.outputs import SegmentationOutput
@@ -58,6 +58,9 @@ class CSKDLoss(DistillationLoss):
   year={2019}
 }"""
     min_batch = 3
+    time_growth = "BC²N + BN²C/25"
+    memory_growth = "one patch"
+    fused = True
 
     def __init__(
         self,
@@ -97,8 +100,8 @@ class CSKDLoss(DistillationLoss):
         return (self.student_projection if whose == "student" else self.teacher_projection).to(x.dtype)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
-        student_map = self.projector(pick(student, self.layer))
-        teacher_map = same_size(pick(teacher, self.layer), student_map)
+        student_map = self.projector(get_layer(student, self.layer))
+        teacher_map = resize_like(get_layer(teacher, self.layer), student_map)
         self._check_images(len(student_map))
         values = {}
         if "cam" in self.terms:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.losses.functional.divergence import softmax_kl
 from hf_segkd.models.outputs import SegmentationOutput
 
@@ -48,6 +48,9 @@ class CWDLoss(DistillationLoss):
   booktitle={ICCV},
   year={2021}
 }"""
+    time_growth = "BCN"
+    memory_growth = "one map"
+    fused = True
 
     def __init__(
         self,
@@ -81,8 +84,8 @@ class CWDLoss(DistillationLoss):
             self.projector = nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1, bias=False)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-        student_map = self.projector(pick(student, self.layer))
-        teacher_map = same_size(pick(teacher, self.layer), student_map)
+        student_map = self.projector(get_layer(student, self.layer))
+        teacher_map = resize_like(get_layer(teacher, self.layer), student_map)
         student_map, teacher_map = student_map.flatten(2), teacher_map.flatten(2)
         batch, _, positions = student_map.shape
         count = positions if self.norm == "spatial" else self.channels

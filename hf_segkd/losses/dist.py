@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
 
 EPS = 1e-8
@@ -43,6 +43,8 @@ class DISTLoss(DistillationLoss):
   booktitle={NeurIPS},
   year={2022}
 }"""
+    time_growth = "BKN"
+    memory_growth = "BKN"
 
     def __init__(self, setup: LossSetup, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0):
         super().__init__(setup, layer="logits")
@@ -53,7 +55,7 @@ class DISTLoss(DistillationLoss):
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
         student_probabilities = (student.logits / self.temperature).softmax(dim=1)
-        teacher_probabilities = (same_size(teacher.logits, student.logits) / self.temperature).softmax(dim=1)
+        teacher_probabilities = (resize_like(teacher.logits, student.logits) / self.temperature).softmax(dim=1)
         pixels = 1 - correlation(student_probabilities, teacher_probabilities, dim=(1,)).mean()
         classes = 1 - correlation(student_probabilities, teacher_probabilities, dim=(0, 2, 3)).mean()
         return self.temperature**2 * (self.beta * pixels + self.gamma * classes)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_segkd.losses.at import mean_square
-from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
 
 ENTRIES = ("aux_logits", "features", "logits")
@@ -49,6 +49,9 @@ class DSDLoss(DistillationLoss):
   pages={5363--5376},
   year={2021}
 }"""
+    time_growth = "BCN + BK²N"
+    memory_growth = "BN"
+    fused = True
 
     def __init__(self, setup: LossSetup, temperature: float = 4.0, missing: str = "drop"):
         super().__init__(setup, layer="logits")
@@ -74,7 +77,7 @@ class DSDLoss(DistillationLoss):
         teacher_maps = [teacher[name] for name in self.teacher_entries]
         student_relations, teacher_relations = (relations(maps, logits) for maps in (student_maps, teacher_maps))
         psd = [F.mse_loss(s, t) for s, t in zip(student_relations, teacher_relations, strict=True)]
-        csd = F.mse_loss(self.overlap(logits), self.overlap(same_size(teacher.logits, logits)))
+        csd = F.mse_loss(self.overlap(logits), self.overlap(resize_like(teacher.logits, logits)))
         return {"psd": sum(psd) / len(psd), "csd": csd + 0 * student.logits.sum() if stand_in else csd}
 
     def overlap(self, logits: Tensor) -> Tensor:
@@ -87,7 +90,7 @@ class DSDLoss(DistillationLoss):
 def relations(maps: list[Tensor], reference: Tensor) -> list[Tensor]:
     """Unit vectors (B, h·w) of the differences between the attention maps of every two of `maps`, on one grid."""
     # Resized after the mean over channels: a wide feature map at the size of the image would not fit into memory.
-    strengths = [same_size(mean_square(x)[:, None], reference) for x in maps]
+    strengths = [resize_like(mean_square(x)[:, None], reference) for x in maps]
     attentions = [F.normalize(x.flatten(1), dim=1) for x in strengths]
     return [F.normalize(first - second, dim=1) for first, second in combinations(attentions, 2)]
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
 
 
@@ -35,11 +35,13 @@ class FitNetLoss(DistillationLoss):
   booktitle={ICLR},
   year={2015}
 }"""
+    time_growth = "BNC²"
+    memory_growth = "one map"
 
     def __init__(self, setup: LossSetup, layer: str = "features"):
         super().__init__(setup, layer=layer)
         self.projector = nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1, bias=False)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-        student_map = self.projector(pick(student, self.layer))
-        return F.mse_loss(student_map, same_size(pick(teacher, self.layer), student_map))
+        student_map = self.projector(get_layer(student, self.layer))
+        return F.mse_loss(student_map, resize_like(get_layer(teacher, self.layer), student_map))

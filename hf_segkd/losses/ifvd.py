@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
 
 NORM_EPS = 1e-8
@@ -41,13 +41,16 @@ class IFVDLoss(DistillationLoss):
   booktitle={ECCV},
   year={2020}
 }"""
+    time_growth = "BN(C + K)"
+    memory_growth = "BN"
+    fused = True
 
     def __init__(self, setup: LossSetup, layer: str = "features"):
         super().__init__(setup, layer=layer)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-        student_map = pick(student, self.layer)
-        teacher_map = same_size(pick(teacher, self.layer), student_map)
+        student_map = get_layer(student, self.layer)
+        teacher_map = resize_like(get_layer(teacher, self.layer), student_map)
         # Nearest resizing needs floating point; float32 is exact for class ids.
         labels = F.interpolate(labels[:, None].float(), size=student_map.shape[-2:], mode="nearest")
         members = labels.flatten(2).transpose(1, 2) == torch.arange(self.setup.num_labels, device=labels.device)

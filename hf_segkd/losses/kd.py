@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, resize_like
 from hf_segkd.losses.functional.divergence import softmax_kl
 from hf_segkd.models.outputs import SegmentationOutput
 
@@ -47,6 +47,9 @@ class KDLoss(DistillationLoss):
   journal={arXiv preprint arXiv:1503.02531},
   year={2015}
 }"""
+    time_growth = "BKN"
+    memory_growth = "one map"
+    fused = True
 
     def __init__(self, setup: LossSetup, temperature: float = 1.0, reduction: str = "pixel", upsample: float = 1.0):
         super().__init__(setup, layer="logits")
@@ -62,7 +65,7 @@ class KDLoss(DistillationLoss):
         self.temperature, self.reduction, self.upsample = temperature, reduction, upsample
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-        student_logits, teacher_logits = student.logits, same_size(teacher.logits, student.logits)
+        student_logits, teacher_logits = student.logits, resize_like(teacher.logits, student.logits)
         if self.upsample != 1:
             student_logits, teacher_logits = self._enlarge(student_logits), self._enlarge(teacher_logits)
         batch, classes, height, width = student_logits.shape

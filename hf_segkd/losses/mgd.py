@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.models.outputs import SegmentationOutput
 
@@ -44,6 +44,8 @@ class MGDLoss(DistillationLoss):
   booktitle={ECCV},
   year={2022}
 }"""
+    time_growth = "BNC²"
+    memory_growth = "one map"
 
     def __init__(self, setup: LossSetup, mask_ratio: float = 0.75, seed: int = 0, layer: str = "features"):
         super().__init__(setup, layer=layer)
@@ -51,8 +53,8 @@ class MGDLoss(DistillationLoss):
         self.generation = MaskedGeneration(self.student_channels, self.teacher_channels, mask_ratio, seed)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-        generated = self.generation(pick(student, self.layer))
-        teacher_map = same_size(pick(teacher, self.layer), generated)
+        generated = self.generation(get_layer(student, self.layer))
+        teacher_map = resize_like(get_layer(teacher, self.layer), generated)
         return F.mse_loss(generated, teacher_map, reduction="sum") / len(generated)
 
 

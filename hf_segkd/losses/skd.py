@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, pick, same_size
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.losses.functional.gram import gram
 from hf_segkd.models.outputs import SegmentationOutput
 
@@ -47,6 +47,9 @@ class PairwiseLoss(DistillationLoss):
   booktitle={CVPR},
   year={2019}
 }"""
+    time_growth = "BNC²"
+    memory_growth = "C²"
+    fused = True
 
     def __init__(self, setup: LossSetup, layer: str = "features", pooling: str | float = "max2"):
         super().__init__(setup, layer=layer)
@@ -55,8 +58,8 @@ class PairwiseLoss(DistillationLoss):
         self.pooling = pooling
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-        student_map = pick(student, self.layer)
-        teacher_map = same_size(pick(teacher, self.layer), student_map)
+        student_map = get_layer(student, self.layer)
+        teacher_map = resize_like(get_layer(teacher, self.layer), student_map)
         return mean_squared_difference(self.regions(student_map), self.regions(teacher_map))
 
     def regions(self, x: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ class TaskLoss(DistillationLoss):
     """
 
     needs_teacher = False
+    time_growth = "BKHW"
+    memory_growth = "one band of rows"
+    fused = True
 
     def __init__(self, setup: LossSetup, aux_weight: float = 0.4, class_weights: list[float] | None = None):
         super().__init__(setup)

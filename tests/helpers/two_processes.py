@@ -29,6 +29,7 @@ CASES = {name: (name, {}) for name in LOSSES} | {
         {**WHOLE_MEMORY, "channel_memory": 1000, "channel_samples": 1000, "gather": True},
     ),
     "cskd, gather": ("cskd", {"gather": True}),
+    "pkd, batch": ("pkd", {"statistics": "batch"}),
     "cskd, mse": ("cskd", {"comparison": "mse"}),
 }
 

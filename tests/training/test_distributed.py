@@ -23,6 +23,7 @@ DIFFERENT = {
     "cirkdv2": "both of the above",
     "mgd": "each process draws masks of its own",
     "af_dcd": "each process draws masks of its own",
+    "pkd, batch": "its statistics are those of the local batch",
 }
 # What relates images, or fills its queue, of the whole batch at once: parts of it one after another do not. And the
 # discriminator's spectral norms, which go one iteration on with every pass.

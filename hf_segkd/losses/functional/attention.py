@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CPU_QUERIES, GPU_QUERIES = 256, 1024  # at once: their weights are what is held for a moment
+RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
@@ -24,10 +25,28 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Ten
     """
     if key.shape[2] <= value.shape[1]:  # The weights take no more memory than the values.
         return _attend(query * scale, key, value)
-    options = {"use_reentrant": False, "preserve_rng_state": False}
     parts = (query * scale).split(GPU_QUERIES if query.is_cuda else CPU_QUERIES, dim=2)
-    return torch.cat([checkpoint(_attend, part, key, value, **options) for part in parts], dim=2)
+    return torch.cat([checkpoint(_attend, part, key, value, **RECOMPUTED) for part in parts], dim=2)
+
+
+def attend_by_sum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`1/M Σ_j relu(query_i + key_j) value_j`, some queries at a time, recomputed in backward.
+
+    Args:
+        query (`torch.Tensor` of shape `(B, N)`), key (`torch.Tensor` of shape `(B, M)`): One number per position.
+        value (`torch.Tensor` of shape `(B, C, M)`): What is found there.
+
+    Returns:
+        `torch.Tensor`: `(B, C, N)`.
+    """
+    value = value / key.shape[1]
+    parts = query.split(GPU_QUERIES if query.is_cuda else CPU_QUERIES, dim=1)
+    return torch.cat([checkpoint(_attend_by_sum, part, key, value, **RECOMPUTED) for part in parts], dim=2)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return value @ (query.transpose(1, 2) @ key).softmax(dim=-1).transpose(1, 2)
+
+
+def _attend_by_sum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return value @ (key[:, :, None] + query[:, None]).relu()
