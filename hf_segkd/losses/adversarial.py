@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, resize_like
+from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, get_layer, map_shape, resize_like
 from hf_segkd.losses.discriminator import MIN_SIDE, Discriminator
 from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.models.outputs import SegmentationOutput
 
+IMAGE_CHANNELS = 3
 ORDERS = {"student_first": ("student", "teacher"), "teacher_first": ("teacher", "student")}
 OPTIMIZERS = ("adam", "sgd")
 
@@ -35,6 +36,11 @@ class AdversarialLoss(DistillationLoss):
         learning_rate (`float`, *optional*, defaults to `4e-4`): D's, > 0; the run's schedule scales it, too.
         weight_decay (`float`, *optional*, defaults to `0.0`): D's, ≥ 0; the recipe's own does not reach D.
         seed (`int`, *optional*, defaults to `0`): Seed of α, which differs between processes.
+        layer (`str`, *optional*, defaults to `"logits"`): Field to compare: `"logits"` or `"aux_logits"`.
+        constant_learning_rate (`bool`, *optional*, defaults to `False`): Whether D's learning rate stays what it is
+            (CIRKD) instead of following the run's schedule (SKD).
+        condition_on_image (`bool`, *optional*, defaults to `False`): Whether D also sees the image, at the size of the
+            logits, as in the paper. None of the codes does.
 
     Returns:
         `dict[str, torch.Tensor]`: Scalars `"student"` and `"discriminator"`. CIRKD's weights: 0.001 and 0.1. With
@@ -77,8 +83,11 @@ class AdversarialLoss(DistillationLoss):
         learning_rate: float = 4e-4,
         weight_decay: float = 0.0,
         seed: int = 0,
+        layer: str = "logits",
+        constant_learning_rate: bool = False,
+        condition_on_image: bool = False,
     ):
-        super().__init__(setup, layer="logits")
+        super().__init__(setup, layer=layer)
         check_same_classes("adversarial", self.student_channels, self.teacher_channels)
         for name, value, known in (
             ("objective", objective, OBJECTIVES),
@@ -88,31 +97,54 @@ class AdversarialLoss(DistillationLoss):
             if value not in known:
                 raise ValueError(f"adversarial: {name} must be one of {', '.join(known)}, got {value!r}.")
         _check_numbers(learning_rate, gradient_penalty=gradient_penalty, weight_decay=weight_decay)
-        _check_size(*setup.student["logits"][-2:])
+        _check_size(*map_shape(setup.student, layer, "student")[-2:])
         self.objective, self.order, self.gradient_penalty = objective, ORDERS[order], gradient_penalty
         self.optimizer_name, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
-        self.discriminator = Discriminator(self.student_channels, preprocessing)
+        self.constant_learning_rate = constant_learning_rate
+        self.condition_on_image = condition_on_image
+        channels = self.student_channels + IMAGE_CHANNELS * condition_on_image
+        self.discriminator = Discriminator(channels, preprocessing)
         self.draws = SeededDraws(seed)
 
     def forward(
-        self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor | None
+        self,
+        student: SegmentationOutput,
+        teacher: SegmentationOutput,
+        labels: Tensor | None,
+        images: Tensor | None = None,
     ) -> dict[str, Tensor]:
+        student_logits = get_layer(student, self.layer)
+        image = self.image_for(student_logits, images)
         # Frozen, D passes the gradient on to the student without taking any itself.
         self.discriminator.requires_grad_(False)
-        generator = -self.discriminator(student.logits).mean()
+        generator = -self.judge(student_logits, image).mean()
         self.discriminator.requires_grad_(True)
-        logits = {"student": student.logits.detach(), "teacher": resize_like(teacher.logits, student.logits)}
-        scores = {whose: self.discriminator(logits[whose]) for whose in self.order}
+        teacher_logits = resize_like(get_layer(teacher, self.layer), student_logits)
+        logits = {"student": student_logits.detach(), "teacher": teacher_logits}
+        scores = {whose: self.judge(logits[whose], image) for whose in self.order}
         value = OBJECTIVES[self.objective](scores["student"], scores["teacher"])
         if self.objective == "wgan-gp" and self.gradient_penalty:
-            value = value + self.gradient_penalty * self.penalty(logits["student"], logits["teacher"])
+            value = value + self.gradient_penalty * self.penalty(logits["student"], logits["teacher"], image)
         return {"student": generator, "discriminator": value}
 
-    def penalty(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    def image_for(self, logits: Tensor, images: Tensor | None) -> Tensor | None:
+        """What D sees beside the logits: the images at their size, or nothing."""
+        if not self.condition_on_image:
+            return None
+        if images is None:
+            raise ValueError("adversarial: condition_on_image needs the images. Call it with images=pixel_values.")
+        size = logits.shape[-2:]
+        return F.interpolate(images.to(logits.dtype), size=size, mode="bilinear", antialias=True)
+
+    def judge(self, logits: Tensor, image: Tensor | None) -> Tensor:
+        """D's scores of logits, given the image if it is conditioned on it."""
+        return self.discriminator(logits if image is None else torch.cat([logits, image], dim=1))
+
+    def penalty(self, student_logits: Tensor, teacher_logits: Tensor, image: Tensor | None = None) -> Tensor:
         """Mean squared distance from 1 of the norm of D's gradient, per image, at a random mixture of both maps."""
         share = self.draw_shares(len(student_logits)).to(student_logits, non_blocking=True).view(-1, 1, 1, 1)
         mixture = (share * teacher_logits + (1 - share) * student_logits).requires_grad_()
-        (gradient,) = torch.autograd.grad(self.discriminator(mixture).sum(), mixture, create_graph=True)
+        (gradient,) = torch.autograd.grad(self.judge(mixture, image).sum(), mixture, create_graph=True)
         return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
     def draw_shares(self, batch: int) -> Tensor:
@@ -120,10 +152,21 @@ class AdversarialLoss(DistillationLoss):
         return self.draws.uniform(torch.Size([batch]))
 
     def optimizer(self) -> torch.optim.Optimizer:
-        parameters, options = self.discriminator.parameters(), {"weight_decay": self.weight_decay}
+        parameters = self.discriminator.parameters()
+        options = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         if self.optimizer_name == "sgd":
-            return torch.optim.SGD(parameters, self.learning_rate, momentum=0.9, **options)
-        return torch.optim.Adam(parameters, self.learning_rate, betas=(0.9, 0.99), **options)
+            optimizer = torch.optim.SGD(parameters, momentum=0.9, **options)
+        else:
+            optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99), **options)
+        if self.constant_learning_rate:
+            optimizer.register_step_pre_hook(_restore_learning_rate)
+        return optimizer
+
+
+def _restore_learning_rate(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    """Undo what the run's schedule did to the learning rate, before a step."""
+    for group in optimizer.param_groups:
+        group["lr"] = optimizer.defaults["lr"]
 
 
 def hinge(student_scores: Tensor, teacher_scores: Tensor) -> Tensor:

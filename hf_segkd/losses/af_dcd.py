@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.losses.mgd import MaskedGeneration, check_mask_ratio
 from hf_segkd.models.outputs import SegmentationOutput
+from hf_segkd.values import check_positive
 
 BLOCK = 2**22  # distances held at once
 
@@ -30,7 +31,10 @@ class AfDCDLoss(DistillationLoss):
             columns that fill no patch are left out of `contrast`.
         pooling (`int`, *optional*, defaults to `4`): Side in positions of the max pooling; 1 for none, as on CamVid.
         seed (`int`, *optional*, defaults to `0`): Seed of the masks.
-        layer (`str`, *optional*, defaults to `"features"`): Field to compare.
+        layer (`str`, *optional*, defaults to `"features"`): Field to compare. The authors take the last stage of the
+            backbone, `"hidden_states.-1"`.
+        max_grad_norm (`float`, *optional*): Largest norm of the gradients of the loss's own parameters, > 0; clipped
+            once per optimizer step. The authors use 15.
 
     Returns:
         `dict[str, torch.Tensor]`: Scalars `feature`, a sum over channels and positions (see [`MGDLoss`]), and
@@ -70,6 +74,7 @@ class AfDCDLoss(DistillationLoss):
         pooling: int = 4,
         seed: int = 0,
         layer: str = "features",
+        max_grad_norm: float | None = None,
     ):
         super().__init__(setup, layer=layer)
         check_mask_ratio("af_dcd", mask_ratio)
@@ -85,6 +90,9 @@ class AfDCDLoss(DistillationLoss):
                 f"af_dcd: the {self.teacher_channels} channels of the teacher's {layer} cannot be divided into 2 to "
                 f"{groups} equal groups, so there would be no negatives. Choose another layer or more groups."
             )
+        if max_grad_norm is not None:
+            check_positive("af_dcd: max_grad_norm", max_grad_norm)
+        self.max_grad_norm = max_grad_norm
         self.generation = MaskedGeneration(self.student_channels, self.teacher_channels, mask_ratio, seed)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:

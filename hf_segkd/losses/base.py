@@ -37,8 +37,9 @@ class DistillationLoss(nn.Module):
     """Base class of all losses: parameters are made in `__init__` from a [`LossSetup`], never in `forward`.
 
     `forward(student, teacher, labels)` gets two [`~hf_segkd.models.SegmentationOutput`]s, the teacher's detached,
-    and labels `(B, H, W)` at image size. It returns a scalar or a dict of named scalars, in the dtype it is given.
-    The loss must stay finite and differentiable: with all pixels ignored, one image, unequal map sizes.
+    and labels `(B, H, W)` at image size. A loss whose `forward` has a fourth parameter `images` is also given the
+    images (B, 3, H, W), normalized for the student. It returns a scalar or a dict of named scalars, in the dtype it is
+    given. The loss must stay finite and differentiable: with all pixels ignored, one image, unequal map sizes.
 
     Args:
         setup (`LossSetup`): Shapes of both models' outputs, number of classes, ignore index.
@@ -56,6 +57,8 @@ class DistillationLoss(nn.Module):
     memory_growth: str = ""
     fused: bool = False  # Whether it computes otherwise than its formula reads; benchmarks then compare both forms.
     needs_teacher: bool = True
+    # Largest norm of the gradients of the loss's own parameters; the trainer clips them once per optimizer step.
+    max_grad_norm: float | None = None
     min_batch: int = 1  # Images on one device below which `forward` raises a ValueError that says why.
     min_side: int = 1  # Positions per side of the student's logits below which `__init__` raises a ValueError.
 

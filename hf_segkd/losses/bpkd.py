@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, resize_like
+from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, get_layer, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
 
 NO_CLASS = 2**15 - 1  # above any class id, in int16
@@ -30,6 +30,7 @@ class BPKDLoss(DistillationLoss):
         form (`str`, *optional*, defaults to `"original"`): `"original"` as above, or `"pixel"` for the plain split of
             [`KDLoss`]: with m the mask of all borders, `edge` is `T²/(B·h·w) Σ m KL` and `body` the same with 1 − m,
             of the unmasked logits. At one temperature their sum is pixel-wise KD.
+        layer (`str`, *optional*, defaults to `"logits"`): Field to compare: `"logits"` or `"aux_logits"`.
 
     Returns:
         `dict[str, torch.Tensor]`: Scalars `edge` and `body`, in nats times T²; at least 0, and 0 when both agree.
@@ -66,8 +67,9 @@ class BPKDLoss(DistillationLoss):
         edge_temperature: float = 1.0,
         body_temperature: float = 1.0,
         form: str = "original",
+        layer: str = "logits",
     ):
-        super().__init__(setup, layer="logits")
+        super().__init__(setup, layer=layer)
         if not isinstance(width, int) or width < 3 or width % 2 == 0:
             raise ValueError(f"bpkd: width must be an odd number of pixels from 3, got {width!r}.")
         for name, value in (("edge_temperature", edge_temperature), ("body_temperature", body_temperature)):
@@ -80,12 +82,13 @@ class BPKDLoss(DistillationLoss):
         self.edge_temperature, self.body_temperature = edge_temperature, body_temperature
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
-        logits = student.logits, resize_like(teacher.logits, student.logits)
+        student_logits = get_layer(student, self.layer)
+        logits = student_logits, resize_like(get_layer(teacher, self.layer), student_logits)
         known = (labels >= 0) & (labels < self.setup.num_labels) & (labels != self.setup.ignore_index)
         labels = labels.masked_fill(~known, -1)[:, None]
         if self.form == "pixel":
-            return self.split(*logits, shares(edges(labels, self.width), student.logits))
-        mask = class_edges(labels, self.width, student.logits)
+            return self.split(*logits, shares(edges(labels, self.width), student_logits))
+        mask = class_edges(labels, self.width, student_logits)
         body = [x * (1 - mask) / self.body_temperature for x in logits]
         body_kl = divergence(*(x.flatten(2) for x in body), dim=2).sum() * self.body_temperature**2
         edge_kl = divergence(*(x * mask / self.edge_temperature for x in logits), dim=1)

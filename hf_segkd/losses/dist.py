@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, resize_like
+from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, get_layer, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
 
 EPS = 1e-8
@@ -21,6 +21,7 @@ class DISTLoss(DistillationLoss):
         beta (`float`, *optional*, defaults to `1.0`): Weight of the correlation over classes.
         gamma (`float`, *optional*, defaults to `1.0`): Weight of the correlation over pixels.
         temperature (`float`, *optional*, defaults to `1.0`): Softmax temperature, > 0.
+        layer (`str`, *optional*, defaults to `"logits"`): Field to compare: `"logits"` or `"aux_logits"`.
 
     Returns:
         `torch.Tensor`: Scalar, between 0 and 2 · temperature² · (beta + gamma) for positive weights.
@@ -46,16 +47,20 @@ class DISTLoss(DistillationLoss):
     time_growth = "BKN"
     memory_growth = "BKN"
 
-    def __init__(self, setup: LossSetup, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0):
-        super().__init__(setup, layer="logits")
+    def __init__(
+        self, setup: LossSetup, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0, layer: str = "logits"
+    ):
+        super().__init__(setup, layer=layer)
         if temperature <= 0:
             raise ValueError(f"dist: temperature must be positive, got {temperature}.")
         check_same_classes("dist", self.student_channels, self.teacher_channels)
         self.beta, self.gamma, self.temperature = beta, gamma, temperature
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-        student_probabilities = (student.logits / self.temperature).softmax(dim=1)
-        teacher_probabilities = (resize_like(teacher.logits, student.logits) / self.temperature).softmax(dim=1)
+        student_logits = get_layer(student, self.layer)
+        teacher_logits = resize_like(get_layer(teacher, self.layer), student_logits)
+        student_probabilities = (student_logits / self.temperature).softmax(dim=1)
+        teacher_probabilities = (teacher_logits / self.temperature).softmax(dim=1)
         pixels = 1 - correlation(student_probabilities, teacher_probabilities, dim=(1,)).mean()
         classes = 1 - correlation(student_probabilities, teacher_probabilities, dim=(0, 2, 3)).mean()
         return self.temperature**2 * (self.beta * pixels + self.gamma * classes)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, resize_like
+from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, get_layer, resize_like
 from hf_segkd.losses.functional.divergence import softmax_kl
 from hf_segkd.models.outputs import SegmentationOutput
 
@@ -25,6 +25,7 @@ class KDLoss(DistillationLoss):
             by B (Structured KD, temperature 1 only): its gradient is B times that of `"pixel"`.
         upsample (`float`, *optional*, defaults to `1.0`): Factor by which both logits are first enlarged bilinearly,
             ≥ 1. TorchDistiller's code has 8 as an option; it costs 64 times the memory and no recipe uses it.
+        layer (`str`, *optional*, defaults to `"logits"`): Field to compare: `"logits"` or `"aux_logits"`.
 
     Returns:
         `torch.Tensor`: Scalar, in nats; at least 0 for the two KL forms, and 0 when both agree.
@@ -51,8 +52,15 @@ class KDLoss(DistillationLoss):
     memory_growth = "one map"
     fused = True
 
-    def __init__(self, setup: LossSetup, temperature: float = 1.0, reduction: str = "pixel", upsample: float = 1.0):
-        super().__init__(setup, layer="logits")
+    def __init__(
+        self,
+        setup: LossSetup,
+        temperature: float = 1.0,
+        reduction: str = "pixel",
+        upsample: float = 1.0,
+        layer: str = "logits",
+    ):
+        super().__init__(setup, layer=layer)
         if temperature <= 0:
             raise ValueError(f"kd: temperature must be positive, got {temperature}.")
         if reduction not in REDUCTIONS:
@@ -65,7 +73,8 @@ class KDLoss(DistillationLoss):
         self.temperature, self.reduction, self.upsample = temperature, reduction, upsample
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-        student_logits, teacher_logits = student.logits, resize_like(teacher.logits, student.logits)
+        student_logits = get_layer(student, self.layer)
+        teacher_logits = resize_like(get_layer(teacher, self.layer), student_logits)
         if self.upsample != 1:
             student_logits, teacher_logits = self._enlarge(student_logits), self._enlarge(teacher_logits)
         batch, classes, height, width = student_logits.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,7 @@ class Distiller(nn.Module):
         self.weights = {name: 1.0 for name in self.losses} | (weights or {})
         self.normalization = normalization if normalization is not None else nn.Identity()
         self.schedules = schedules or {}
+        self.given_images = {name for name, x in self.losses.items() if "images" in signature(x.forward).parameters}
         # A tensor, so that a compiled step is not compiled again for each value.
         self.register_buffer("progress", torch.zeros(()), persistent=False)
 
@@ -79,7 +81,8 @@ class Distiller(nn.Module):
         with torch.autocast(pixel_values.device.type, enabled=False):
             student, teacher = student.float(), teacher and teacher.float()
             for name, loss in self.losses.items():
-                for term, value, weight in self._weighted(name, loss(student, teacher, labels)):
+                options = {"images": pixel_values} if name in self.given_images else {}
+                for term, value, weight in self._weighted(name, loss(student, teacher, labels, **options)):
                     terms[term] = value.detach()
                     total = total + weight * value
         return DistillerOutput(loss=total, terms=terms)

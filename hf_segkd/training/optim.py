@@ -75,6 +75,21 @@ def loss_optimizers(losses: Mapping[str, nn.Module]) -> dict[str, torch.optim.Op
     return {name: optimizer for name, optimizer in made.items() if optimizer is not None}
 
 
+def clip_own_gradients(optimizer: torch.optim.Optimizer, losses: Mapping[str, nn.Module]) -> None:
+    """Before each step of `optimizer`, clip the gradients of each loss's own parameters to its `max_grad_norm`.
+
+    Under gradient accumulation this is once per step; in fp16 the gradients are unscaled by then.
+    """
+    clipped = [loss for loss in losses.values() if isinstance(loss, DistillationLoss) and loss.max_grad_norm]
+
+    def clip(*_) -> None:
+        for loss in clipped:
+            nn.utils.clip_grad_norm_(loss.parameters(), loss.max_grad_norm)
+
+    if clipped:
+        optimizer.register_step_pre_hook(clip)
+
+
 def chain(first: torch.optim.Optimizer, others: Iterable[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     """Take the parameters of `others` out of `first` and chain them; without others, `first` as it is."""
     others = list(others)

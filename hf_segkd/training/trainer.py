@@ -29,7 +29,7 @@ from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.distiller import Distiller, build_distiller
 from hf_segkd.training.faults import FiniteWatch, explained
 from hf_segkd.training.hub_uploads import UploadsToHub
-from hf_segkd.training.optim import chain, loss_optimizers
+from hf_segkd.training.optim import chain, clip_own_gradients, loss_optimizers
 from hf_segkd.training.timing import StepClock, TimeStudent
 
 LOSSES_FILE = "losses.safetensors"
@@ -191,7 +191,9 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             # What plays against the student (a discriminator) is stepped by an optimizer of its own.
-            self.optimizer = chain(super().create_optimizer(model), loss_optimizers(self.model.losses).values())
+            first = super().create_optimizer(model)
+            clip_own_gradients(first, self.model.losses)
+            self.optimizer = chain(first, loss_optimizers(self.model.losses).values())
         return self.optimizer
 
     def get_decay_parameter_names(self, model):

@@ -14,6 +14,7 @@ from hf_segkd.losses import AdversarialLoss, LossSetup
 from hf_segkd.losses.adversarial import hinge, wasserstein
 from hf_segkd.losses.discriminator import SelfAttention, SpectralNormConv
 from hf_segkd.models import SegmentationOutput
+from hf_segkd.training.distiller import Distiller
 
 K = 3
 RECIPE = {"task": {}, "kd": {}, "adversarial": {"weight": {"student": 0.001, "discriminator": 0.1}}}
@@ -237,3 +238,39 @@ def test_twenty_steps_train_both_sides_with_finite_terms(tmp_path, tiny_teacher)
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     terms = [entry[f"loss_adversarial_{side}"] for entry in logged for side in ("student", "discriminator")]
     assert len(terms) == 40 and all(math.isfinite(term) for term in terms)
+
+
+def conditioned():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, K, 64, 64, generator=generator) for _ in range(2)]
+    images = torch.randn(2, 3, 128, 128, generator=generator)
+    student, teacher = (SegmentationOutput(logits=x) for x in maps)
+    return build(condition_on_image=True, objective="wgan-gp"), student, teacher, images
+
+
+def test_conditioned_discriminator_judges_the_same_logits_by_their_image():
+    """In the paper D sees the image too: logits that fit another image must not pass."""
+    loss, student, teacher, images = conditioned()
+    state = {key: x.clone() for key, x in loss.state_dict().items()}
+    first = loss(student, teacher, None, images=images)
+    loss.load_state_dict(state)
+    second = loss(student, teacher, None, images=-images)
+    assert loss.discriminator.conv1.weight.shape[1] == K + 3
+    assert not torch.equal(first["student"], second["student"])
+    with pytest.raises(ValueError, match="condition_on_image needs the images"):
+        loss(student, teacher, None)
+
+
+def test_distiller_hands_the_images_to_the_losses_that_take_them():
+    """Without them a conditioned discriminator could only stop the run."""
+    loss, student, teacher, images = conditioned()
+    given = []
+    loss.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs["images"]), with_kwargs=True)
+
+    class Student(torch.nn.Module):
+        def forward(self, pixel_values, output_hidden_states):
+            return student
+
+    Distiller(Student(), {"adversarial": loss})(images, torch.zeros(2, 128, 128).long(), teacher)
+    assert torch.equal(given[0], images)

@@ -242,3 +242,20 @@ def test_logit_losses_refuse_different_numbers_of_classes():
     for specs in ({"kd": {}}, {"cwd": {"layer": "logits"}}):
         with pytest.raises(ValueError, match="same classes"):
             build_losses(specs, other)
+
+
+@pytest.mark.parametrize("name", ["kd", "cwd", "dist", "bpkd", "adversarial"])
+def test_logit_losses_can_compare_the_auxiliary_logits(name):
+    """DIST's published rows do; a loss that went on reading `logits` would count the main head twice."""
+    loss, (student, teacher) = build(name, layer="aux_logits"), pair(name)
+    total(loss(student, teacher, labels_for(name))).backward()
+    assert student.aux_logits.grad.abs().max() > 0 and student.logits.grad is None
+
+
+def test_a_layer_may_be_counted_from_the_last():
+    """The last stage of a backbone has another number in every network."""
+    names = ("hidden_states.0", "hidden_states.-1")
+    first, last = (build("fitnet", layer=layer)(*pair("fitnet"), None) for layer in names)
+    assert torch.equal(first, last)
+    with pytest.raises(ValueError, match="has no output 'hidden_states.-1'"):
+        build("fitnet", layer="hidden_states.-2")

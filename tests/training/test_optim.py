@@ -9,8 +9,8 @@ from transformers import TrainerCallback, get_polynomial_decay_schedule_with_war
 from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import equal, trainer_for, weights
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.losses import LOSSES, DistillationLoss
-from hf_segkd.training.optim import ChainedOptimizer, chain
+from hf_segkd.losses import LOSSES, DistillationLoss, LossSetup
+from hf_segkd.training.optim import ChainedOptimizer, chain, clip_own_gradients
 
 ADVERSARIAL = {"task": {}, "adversarial": {"objective": "wgan-gp", "weight": {"student": 0.001, "discriminator": 0.1}}}
 ONE_RUN = {"load_best_model_at_end": False, "eval_strategy": "no"}
@@ -179,3 +179,68 @@ def test_resumed_game_ends_with_the_same_bits(tmp_path, tiny_teacher):
     assert {"losses.adversarial.discriminator.conv1.u", "losses.adversarial.draws.drawn"} <= whole.keys()
     assert equal(whole, resumed) and whole["losses.adversarial.draws.drawn"] == 4
     assert all(equal(whole_state[index], resumed_state[index]) for index in whole_state)
+
+
+def test_discriminators_learning_rate_may_stay_constant(tmp_path, tiny_teacher):
+    """In CIRKD's code it does: with the schedule, D's weights are others after the first steps."""
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            chained = kwargs["optimizer"].optimizer
+            seen.append([optimizer.param_groups[0]["lr"] for optimizer in chained.optimizers])
+
+    losses = {**ADVERSARIAL, "adversarial": {**ADVERSARIAL["adversarial"], "constant_learning_rate": True}}
+    trainer = adversarial_trainer(tmp_path, tiny_teacher, losses, max_steps=3, **ONE_RUN)
+    stepped = []
+    create = trainer.create_optimizer
+
+    def watched(*args, **kwargs):
+        optimizer = create(*args, **kwargs)
+        adam = optimizer.optimizers[1]
+        adam.register_step_post_hook(lambda optimizer, *_: stepped.append(optimizer.param_groups[0]["lr"]))
+        return optimizer
+
+    trainer.create_optimizer = watched
+    trainer.add_callback(Watch)
+    trainer.train()
+    assert stepped == [4e-4] * 3
+    assert seen[0][0] > seen[-1][0]
+
+
+def test_gradients_of_a_losss_own_parameters_are_clipped_once_per_step():
+    """Af-DCD's generator sees a sum over a map: unclipped, its first steps throw it far away."""
+    losses = {"af_dcd": LOSSES["af_dcd"](shapes(), max_grad_norm=2.0), "fitnet": LOSSES["fitnet"](shapes())}
+    own, other = list(losses["af_dcd"].parameters()), list(losses["fitnet"].parameters())
+    optimizer = torch.optim.SGD([*own, *other], lr=0.0)
+    clip_own_gradients(optimizer, losses)
+    for parameter in [*own, *other]:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert torch.cat([x.grad.flatten() for x in own]).norm().item() == pytest.approx(2.0, rel=1e-5)
+    assert all(torch.equal(x.grad, torch.ones_like(x)) for x in other)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_trainer_clips_the_losses_that_ask_for_it(accumulation, tmp_path, tiny_student, tiny_teacher):
+    """Once for the sum of all accumulated gradients, not for each part."""
+    losses = {"task": {}, "af_dcd": {"max_grad_norm": 1e-3, "pooling": 1, "weight": 10.0}}
+    options = {"gradient_accumulation_steps": accumulation, "max_steps": 1, **ONE_RUN}
+    trainer = trainer_for(tmp_path, tiny_student, tiny_teacher, losses=losses, **options)
+    norms = []
+    create = trainer.create_optimizer
+
+    def watched(*args, **kwargs):
+        optimizer = create(*args, **kwargs)
+        own = list(trainer.model.losses["af_dcd"].parameters())
+        optimizer.register_step_post_hook(lambda *_: norms.append(torch.cat([x.grad.flatten() for x in own]).norm()))
+        return optimizer
+
+    trainer.create_optimizer = watched
+    trainer.train()
+    assert norms[0].item() == pytest.approx(1e-3, rel=1e-3) and len(norms) == 1
+
+
+def shapes():
+    maps = {"features": torch.Size((1, 4, 8, 8))}
+    return LossSetup(maps, num_labels=2, teacher=maps)
