@@ -120,7 +120,7 @@ def main() -> None:
     page = Path(__file__).with_name("methods.md")
     torch.manual_seed(0)
     options = {} if folder else {"id2label": DATASETS["synthetic"].id2label}
-    setup, found = first_step(load_segmenter(folder or TEACHER, **options))
+    setup, found = first_step(load_model(folder or TEACHER, **options)[0])
     if not folder:
         known = known_values(page)
         found = {name: (known.get(name, ""), labels) for name, (_, labels) in found.items()}
