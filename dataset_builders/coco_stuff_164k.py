@@ -9,9 +9,57 @@ import datasets
 
 from dataset_builders.files import Part, check_folder
 from dataset_builders.pair_builder import PairBuilder
+from hf_segkd.data.colors import distinct_colors
 from hf_segkd.data.label_map import LabelMap
-from hf_segkd.data.labels import COCO_STUFF_UNUSED
-from hf_segkd.data.specs import DATASETS
+from hf_segkd.data.specs import DatasetSpec
+
+# 91 things, then 91 kinds of stuff; the pixel value of a class is its position. Names and order are those of
+# https://github.com/nightrome/cocostuff (labels.txt, whose ids are one higher than the pixel values).
+_NAMES = """
+    person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign,
+    stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, hat,
+    backpack, umbrella, shoe, eye glasses, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite,
+    baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, plate, wine glass, cup, fork, knife,
+    spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch,
+    potted plant, bed, mirror, dining table, window, desk, toilet, door, tv, laptop, mouse, remote, keyboard,
+    cell phone, microwave, oven, toaster, sink, refrigerator, blender, book, clock, vase, scissors, teddy bear,
+    hair drier, toothbrush, hair brush, banner, blanket, branch, bridge, building-other, bush, cabinet, cage,
+    cardboard, carpet, ceiling-other, ceiling-tile, cloth, clothes, clouds, counter, cupboard, curtain, desk-stuff,
+    dirt, door-stuff, fence, floor-marble, floor-other, floor-stone, floor-tile, floor-wood, flower, fog,
+    food-other, fruit, furniture-other, grass, gravel, ground-other, hill, house, leaves, light, mat, metal,
+    mirror-stuff, moss, mountain, mud, napkin, net, paper, pavement, pillow, plant-other, plastic, platform,
+    playingfield, railing, railroad, river, road, rock, roof, rug, salad, sand, sea, shelf, sky-other, skyscraper,
+    snow, solid-other, stairs, stone, straw, structural-other, table, tent, textile-other, towel, tree, vegetable,
+    wall-brick, wall-concrete, wall-other, wall-panel, wall-stone, wall-tile, wall-wood, water-other, waterdrops,
+    window-blind, window-other, wood
+"""
+
+LABELS = tuple(name.strip() for name in _NAMES.split(","))
+
+# Announced, then never annotated: COCO has 171 classes with pixels.
+UNUSED = (
+    "street sign",
+    "hat",
+    "shoe",
+    "eye glasses",
+    "plate",
+    "mirror",
+    "window",
+    "desk",
+    "door",
+    "blender",
+    "hair brush",
+)
+
+SPEC = DatasetSpec(
+    name="coco_stuff_164k",
+    labels=LABELS,
+    # The official toolbox paints every thing black.
+    palette=distinct_colors(len(LABELS)),
+    test_split=None,  # nobody has the test labels: papers score the validation split
+    license="COCO-Stuff: annotations under CC BY 4.0; images under Flickr's terms of use.",
+    link="https://github.com/nightrome/cocostuff",
+)
 
 
 @dataclass
@@ -43,7 +91,7 @@ class CocoStuff164k(PairBuilder):
     """
 
     BUILDER_CONFIG_CLASS = CocoStuffConfig
-    SPEC = DATASETS["coco_stuff_164k"]
+    SPEC = SPEC
     TITLE = "COCO-Stuff 164K"
     PAGE = (
         "Get train2017.zip and val2017.zip from https://cocodataset.org/#download, stuffthingmaps_trainval2017.zip "
@@ -73,7 +121,7 @@ class CocoStuff164k(PairBuilder):
         if config.num_labels == cls.SPEC.num_labels:
             return cls.SPEC
         kept = {name: color for name, color in zip(cls.SPEC.labels, cls.SPEC.palette, strict=True)}
-        for name in COCO_STUFF_UNUSED:
+        for name in UNUSED:
             del kept[name]
         return replace(cls.SPEC, labels=tuple(kept), palette=tuple(kept.values()))
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from hf_segkd.data.colors import distinct_colors
 from hf_segkd.data.label_map import IGNORE_INDEX, Color, LabelMap
-from hf_segkd.data.labels import distinct_colors
 from hf_segkd.data.specs import DatasetSpec
 
 IGNORE = "ignore"

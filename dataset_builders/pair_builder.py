@@ -20,7 +20,7 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
     Annotations become grey PNGs of train ids, 255 where nothing is labelled.
 
     A subclass sets:
-        SPEC (`DatasetSpec`): Classes and splits.
+        SPEC (`DatasetSpec`): Classes, splits and license; `None` where the user names the classes.
         TITLE, PAGE (`str`): The dataset's name, and the sentence that says where to get it, for messages.
         PARTS (`tuple[Part, ...]`): What a complete download consists of.
         LAYOUT (`dict[str, tuple[str, str | None]]`): Per split, how paths of images and of annotations end: regular
@@ -32,7 +32,7 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
     """
 
     VERSION = datasets.Version("1.0.0")
-    SPEC: DatasetSpec
+    SPEC: DatasetSpec | None = None
     TITLE: str
     PAGE: str
     PARTS: tuple[Part, ...]

@@ -41,11 +41,12 @@ class Synthetic(datasets.GeneratorBasedBuilder):
     VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS = SyntheticConfig
     CODE = (street_scenes,)
+    SPEC = SPEC
 
     @classmethod
     def spec(cls, data_dir: str | None, config: SyntheticConfig) -> DatasetSpec:
         """Classes and splits, the same under every configuration."""
-        return SPEC
+        return cls.SPEC
 
     @classmethod
     def counts(cls, config: SyntheticConfig) -> dict[str, int]:

@@ -5,8 +5,25 @@ python dataset_builders/voc_aug.py --data_dir VOCdevkit/VOC2012 --output voc_aug
 
 from dataset_builders.files import Part, examples, list_parts, match, read_lines
 from dataset_builders.pair_builder import PairBuilder
+from hf_segkd.data.colors import bit_color
 from hf_segkd.data.label_map import LabelMap
-from hf_segkd.data.specs import DATASETS
+from hf_segkd.data.specs import DatasetSpec
+
+_NAMES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
+)
+
+CLASSES = {name: bit_color(index) for index, name in enumerate(_NAMES.split())}
+
+SPEC = DatasetSpec(
+    name="voc_aug",
+    labels=tuple(CLASSES),
+    palette=tuple(CLASSES.values()),
+    test_split=None,  # nobody has the test labels: papers score the validation split
+    license="PASCAL VOC 2012 and SBD: images under Flickr's terms of use; annotations without explicit license.",
+    link="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+)
 
 TRAIN_LISTS, VALIDATION_LISTS = ("train_aug.txt", "trainaug.txt"), ("val.txt",)
 
@@ -23,7 +40,7 @@ class VocAug(PairBuilder):
     Reference: Hariharan et al., Semantic Contours from Inverse Detectors, ICCV 2011.
     """
 
-    SPEC = DATASETS["voc_aug"]
+    SPEC = SPEC
     TITLE = "Pascal VOC Aug"
     PAGE = (
         "Get VOCtrainval_11-May-2012.tar from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ and unpack it; "

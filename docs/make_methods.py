@@ -17,7 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 import dataset_builders
-from hf_segkd.data import DATASETS, SegmentationDataset, TrainTransform, collate
+from dataset_builders import DATASETS
+from hf_segkd.data import SegmentationDataset, TrainTransform, collate
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.pretrained import load_processor
 from hf_segkd.losses import LOSSES, DistillationLoss, LossSetup

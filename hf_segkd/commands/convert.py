@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dataset_builders import BUILDERS, open_dataset
 from hf_segkd.commands.flags import CommandParser
 from hf_segkd.console import readable_errors
-from hf_segkd.data.specs import DATASETS
 
 PROBE_SIZE = (96, 136)
 
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     with readable_errors():
         check_folder(args.folder, args.overwrite)
         state_dict = load_original(args.checkpoint)
-        model = convert(state_dict, id2label=DATASETS[args.dataset].id2label if args.dataset else None)
+        model = convert(state_dict, id2label=open_dataset(args.dataset).spec.id2label if args.dataset else None)
         family = recognise(state_dict)
         processor = converted_processor(family, model.config)
         image = torch.randint(256, (3, *PROBE_SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoint", type=Path, nargs="?", help="original file, such as ESP_base_57.8.pth")
     add("folder", type=Path, nargs="?", help="where the model and its image processor are saved")
-    add("--dataset", choices=sorted(DATASETS), help="dataset it was trained on, names the classes")
+    add("--dataset", choices=sorted(BUILDERS.keys() - {"folder"}), help="dataset it was trained on, names the classes")
     add("--overwrite", action="store_true", help="save into a folder that holds files already")
     add("--list", action="store_true", help="name the checkpoints that can be read, and stop")
     return parser

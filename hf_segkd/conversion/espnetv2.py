@@ -2,8 +2,9 @@
 
 import re
 
+from dataset_builders.cityscapes import CLASSES as CITYSCAPES
+from dataset_builders.voc_aug import CLASSES as VOC
 from hf_segkd.conversion.family import Family, StateDict
-from hf_segkd.data.labels import CITYSCAPES, VOC
 from hf_segkd.models.espnetv2 import ESPNetv2Config
 
 _LAYER = (("conv", "convolution"), ("bn", "normalization"), ("act", "activation"))

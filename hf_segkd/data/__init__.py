@@ -3,7 +3,6 @@
 import importlib
 
 _MODULES = {
-    "DATASETS": "specs",
     "DatasetSpec": "specs",
     "DecodedRows": "cache",
     "EvalTransform": "transforms",

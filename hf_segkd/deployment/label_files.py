@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from hf_segkd.data.labels import CITYSCAPES, CITYSCAPES_IDS, distinct_colors
-from hf_segkd.data.specs import DATASETS
+from dataset_builders import DATASETS
+from dataset_builders.cityscapes import CLASSES, LABEL_IDS
+from hf_segkd.data.colors import distinct_colors
 from hf_segkd.reports.pictures import Palette, overlay
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -56,8 +57,8 @@ def _blended(labels: np.ndarray, image: Image.Image, palette: Palette) -> Image.
 
 
 def _cityscapes(labels: np.ndarray, image: Image.Image, palette: Palette) -> Image.Image:
-    ids = {name: index for index, name in CITYSCAPES_IDS.items()}
-    return Image.fromarray(np.array([ids[name] for name in CITYSCAPES], dtype=np.uint8)[labels])
+    ids = {name: index for index, name in LABEL_IDS.items()}
+    return Image.fromarray(np.array([ids[name] for name in CLASSES], dtype=np.uint8)[labels])
 
 
 def _ade20k(labels: np.ndarray, image: Image.Image, palette: Palette) -> Image.Image:

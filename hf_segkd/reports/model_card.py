@@ -7,19 +7,12 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from dataset_builders import DATASETS
+from hf_segkd.data.specs import UNKNOWN_LICENSE
 from hf_segkd.losses import LOSSES
 from hf_segkd.recipe import load_yaml
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-UNKNOWN_LICENCE = "The data's licence is not known to hf_segkd: ask whoever made it before you pass on the model."
-DATA_LICENCES = {
-    "ade20k": "ADE20K: images for non-commercial research and education only; annotations under BSD-3-Clause.",
-    "camvid": "CamVid as distributed with SegNet's tutorial: without an explicit licence.",
-    "cityscapes": "Cityscapes: non-commercial use under its own terms, https://www.cityscapes-dataset.com/license/.",
-    "coco_stuff_164k": "COCO-Stuff: annotations under CC BY 4.0; images under Flickr's terms of use.",
-    "synthetic": "Scenes drawn by hf_segkd itself: nobody else has rights in them.",
-    "voc_aug": "PASCAL VOC 2012 and SBD: images under Flickr's terms of use; annotations without explicit licence.",
-}
 FIGURES = {
     "figures/predictions.png": "Images, labels and predictions",
     "figures/classes.png": "IoU of each class",
@@ -74,7 +67,7 @@ def model_card(folder: str | Path, repo_id: str | None = None, branch: str | Non
         **_usage(folder, repo_id, branch),
         "facts": _training(report, recipe),
         "recipe": recipe_text,
-        "licence": DATA_LICENCES.get(report["dataset"], UNKNOWN_LICENCE),
+        "license": _data_license(report["dataset"]),
         "methods": _methods(specs),
         "citations": "\n\n".join(dict.fromkeys(method.citation for method in methods if method.citation)),
     }
@@ -120,6 +113,14 @@ def _sentence(config: dict, report: dict, recipe: dict, methods: list) -> str:
         text += ", trained with the labels alone"
     score = f"{_percent(report['mean_iou'])} mean IoU on the {report['images']} images of the {report['split']} split"
     return f"{text}: {score}."
+
+
+def _data_license(dataset: str) -> str:
+    """What the data may be used for, and where it comes from."""
+    if dataset not in DATASETS:
+        return UNKNOWN_LICENSE
+    spec = DATASETS[dataset]
+    return f"{spec.license} Source: {spec.link}" if spec.link else spec.license
 
 
 def _teacher_name(recipe: dict) -> str:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset_builders import DATASETS
+from dataset_builders.cityscapes import LABEL_IDS
 from helpers.commands import script
 from helpers.tiny import LABELS, TINY
-from hf_segkd.data import DATASETS
-from hf_segkd.data.labels import CITYSCAPES_IDS
 from hf_segkd.deployment.label_files import FORMATS, check_format, find_images, palette_of
 from hf_segkd.evaluation.confusion import confusion_matrix, scores
 from hf_segkd.evaluation.segmenter import Segmenter
@@ -150,7 +150,7 @@ def test_cityscapes_files_are_accepted_and_scored_by_the_official_evaluation(tmp
 
     train_ids = {
         raw: DATASETS["cityscapes"].labels.index(name)
-        for raw, name in CITYSCAPES_IDS.items()
+        for raw, name in LABEL_IDS.items()
         if name in DATASETS["cityscapes"].labels
     }
     matrix = 0

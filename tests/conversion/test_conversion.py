@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
+from dataset_builders import DATASETS
 from helpers import golden_models
 from helpers.paths import ROOT, SHARED
 from hf_segkd.conversion import convert, load_original
 from hf_segkd.conversion.espnet import config
-from hf_segkd.data.specs import DATASETS
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.pretrained import load_processor
 

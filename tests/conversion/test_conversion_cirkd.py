@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
+from dataset_builders import DATASETS
 from helpers import golden_models
 from helpers.paths import ROOT
 from hf_segkd.conversion import FAMILIES, convert, converted_processor, recognise
-from hf_segkd.data.specs import DATASETS
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.pretrained import load_processor
 

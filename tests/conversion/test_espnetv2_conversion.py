@@ -7,11 +7,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from dataset_builders import DATASETS
 from helpers import golden_espnetv2
 from helpers.commands import RECIPE, distill, script
 from hf_segkd.conversion import convert
 from hf_segkd.conversion.espnetv2 import FAMILY
-from hf_segkd.data import DATASETS
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.class_map import class_names, map_classes
 from hf_segkd.models import ESPNetv2Config, ESPNetv2ForSemanticSegmentation

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_segkd.data import DATASETS, EvalTransform, SegmentationDataset, TrainTransform, check_labels, collate
+from dataset_builders import DATASETS
+from hf_segkd.data import EvalTransform, SegmentationDataset, TrainTransform, check_labels, collate
 from hf_segkd.data.resizing import INTERPOLATIONS, Box
 from hf_segkd.data.specs import DatasetSpec
 from hf_segkd.data.transforms import read_example
@@ -59,7 +60,7 @@ def test_camvid_has_the_classes_of_segnet_in_their_order():
 
 def test_a_spec_with_a_missing_colour_is_refused():
     """Figures would fail long after training, or shift every colour by one."""
-    with pytest.raises(ValueError, match="2 labels and 1 colours"):
+    with pytest.raises(ValueError, match="2 labels and 1 colors"):
         DatasetSpec("mine", ("a", "b"), ((0, 0, 0),))
 
 

@@ -6,9 +6,11 @@ import zlib
 import numpy as np
 import pytest
 
+from dataset_builders import DATASETS
+from dataset_builders.cityscapes import LABEL_IDS
+from dataset_builders.coco_stuff_164k import UNUSED
 from helpers.paths import SHARED
-from hf_segkd.data import DATASETS
-from hf_segkd.data.labels import CITYSCAPES_IDS, COCO_STUFF_UNUSED, bit_color, distinct_colors
+from hf_segkd.data.colors import bit_color, distinct_colors
 
 SAMPLES = SHARED / "samples" / "ade20k_sceneparsing"
 
@@ -47,15 +49,15 @@ def test_coco_stuff_has_91_things_then_91_kinds_of_stuff():
     assert [labels[index] for index in (0, 10, 12, 89, 91, 181)] == [
         *("person", "fire hydrant", "stop sign", "toothbrush", "banner", "wood")
     ]
-    assert [labels.index(name) for name in COCO_STUFF_UNUSED] == [11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90]
+    assert [labels.index(name) for name in UNUSED] == [11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90]
 
 
 def test_cityscapes_has_35_label_ids_that_name_every_class_once():
     """The test server wants these ids back."""
-    names = list(CITYSCAPES_IDS.values())
+    names = list(LABEL_IDS.values())
     assert len(names) == len(set(names)) == 35
     assert [name for name in names if name in DATASETS["cityscapes"].labels] == list(DATASETS["cityscapes"].labels)
-    assert (CITYSCAPES_IDS[-1], CITYSCAPES_IDS[7], CITYSCAPES_IDS[33]) == ("license plate", "road", "bicycle")
+    assert (LABEL_IDS[-1], LABEL_IDS[7], LABEL_IDS[33]) == ("license plate", "road", "bicycle")
 
 
 def test_ade20k_names_and_colours_are_those_of_the_official_files():

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_builders import BUILDERS, open_dataset, street_scenes
+from dataset_builders import BUILDERS, DATASETS, open_dataset, street_scenes
 from dataset_builders.street_scenes import draw_scene
 from helpers.paths import ROOT
-from hf_segkd.data import DATASETS
 
 SMALL = {"num_train": 3, "num_validation": 2, "num_test": 1, "height": 48, "width": 64}
 

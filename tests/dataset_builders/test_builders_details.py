@@ -7,16 +7,16 @@ import pytest
 from PIL import Image
 
 from dataset_builders import builder_class, open_dataset
+from dataset_builders.cityscapes import LABEL_IDS
 from helpers.paths import SHARED
 from helpers.raw_trees import SIZE, cityscapes, coco_stuff_164k, mask, picture, voc_aug, write
-from hf_segkd.data.labels import CITYSCAPES_IDS
 
 SAMPLES = SHARED / "samples" / "ade20k_sceneparsing" / "sampleData"
 
 
 def test_cityscapes_maps_each_of_the_35_official_ids(tmp_path):
     """The 19 train ids keep the official order; the other 16 ids, the license plate among them, are ignored."""
-    assert sorted(CITYSCAPES_IDS) == list(range(-1, 34))
+    assert sorted(LABEL_IDS) == list(range(-1, 34))
     config = builder_class("cityscapes").BUILDER_CONFIG_CLASS()
     lookup = builder_class("cityscapes").label_map(config).ids
     evaluated = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}

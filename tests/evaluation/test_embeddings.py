@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from dataset_builders import DATASETS
 from helpers.commands import script
 from helpers.tiny import LABELS, TINY, TinyScenes
-from hf_segkd.data import DATASETS
 from hf_segkd.evaluation.embeddings import pixel_embeddings, tsne
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model

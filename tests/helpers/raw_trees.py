@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hf_segkd.data.labels import bit_color
+from hf_segkd.data.colors import bit_color
 
 SIZE = (6, 4)  # width, height
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_segkd.data import DATASETS
+from dataset_builders import DATASETS
 
 LABELS = {index: name for index, name in enumerate(DATASETS["synthetic"].labels)}
 TINY = {"model_type": "espnet", "use_decoder": False, "hidden_sizes": [4, 10, 10], "depths": [1, 1]}

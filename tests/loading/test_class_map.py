@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 
+from dataset_builders import DATASETS
 from helpers.paths import ROOT
 from helpers.teachers import native, saved, trainer_for
 from helpers.tiny import LABELS, TINY, TinyScenes
-from hf_segkd.data import DATASETS
 from hf_segkd.loading.class_map import ClassMap, map_classes, match_classes
 from hf_segkd.loading.native import expose_features
 from hf_segkd.models import SegmentationOutput

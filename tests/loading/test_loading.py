@@ -6,10 +6,10 @@ import yaml
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification, pipeline
 
+from dataset_builders import DATASETS
 from helpers import golden_models
 from helpers.commands import RECIPE, distill, recipe, script
 from helpers.tiny import LABELS
-from hf_segkd.data import DATASETS
 from hf_segkd.loading.any_model import load_model
 
 TINY_RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "layer_type": "basic"}

@@ -7,15 +7,16 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
+from dataset_builders import DATASETS
 from helpers.commands import distill
 from helpers.hub_runs import RECIPE, WITHOUT_PACKAGE, recipe, run, snippets
 from helpers.hub_storage import card_errors, metadata
 from helpers.tiny import LABELS, TINY
-from hf_segkd.data import DATASETS
+from hf_segkd.data.specs import UNKNOWN_LICENSE
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.losses import LOSSES
 from hf_segkd.recipe import dump, load_yaml
-from hf_segkd.reports.model_card import DATA_LICENCES, UNKNOWN_LICENCE, model_card, update_model_card, write_model_card
+from hf_segkd.reports.model_card import model_card, update_model_card, write_model_card
 from hf_segkd.reports.run_folder import begin_run
 
 
@@ -124,16 +125,16 @@ def test_latency_is_shown_where_it_was_measured(copied):
     assert "median latency" not in model_card(copied)
 
 
-def test_own_data_is_said_to_have_an_unknown_licence(copied):
+def test_own_data_is_said_to_have_an_unknown_license(copied):
     """Someone's photos are not free because a library does not know them."""
     report = json.loads((copied / "metrics.json").read_text())
     (copied / "metrics.json").write_text(json.dumps({**report, "dataset": "my_farm"}))
-    assert UNKNOWN_LICENCE in model_card(copied) and "classes of my_farm" in model_card(copied)
+    assert UNKNOWN_LICENSE in model_card(copied) and "classes of my_farm" in model_card(copied)
 
 
-def test_every_dataset_of_the_library_says_its_licence():
+def test_every_dataset_of_the_library_says_its_license():
     """Most of them forbid commercial use, which a downloader cannot guess."""
-    assert DATASETS.keys() <= DATA_LICENCES.keys()
+    assert all(spec.license != UNKNOWN_LICENSE for spec in DATASETS.values())
 
 
 def test_card_changed_by_hand_is_kept(copied):

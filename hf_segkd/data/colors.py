@@ -1,8 +1,8 @@
-"""Colours made from class numbers, where a dataset has no palette of its own."""
+"""Colors made from class numbers, where a dataset has no palette of its own."""
 
 
 def bit_color(index: int) -> tuple[int, int, int]:
-    """Colour `index` of Pascal VOC: its bits, three at a time, fill red, green and blue from the highest bit down.
+    """Color `index` of Pascal VOC: its bits, three at a time, fill red, green and blue from the highest bit down.
 
     Args:
         index (`int`): At least 0; different below 2^24. Index 0 is black.
@@ -17,5 +17,5 @@ def bit_color(index: int) -> tuple[int, int, int]:
 
 
 def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """`count` different colours without black, the same in every run."""
+    """`count` different colors without black, the same in every run."""
     return tuple(bit_color(index) for index in range(1, count + 1))
