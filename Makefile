@@ -4,11 +4,16 @@ BIN = .venv/bin
 # Two processes, each with one thread: more threads make the small tensors of tests slower.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test test-fast test-slow test-oldest test-newest quality style
+.PHONY: demo docs test test-fast test-slow test-oldest test-newest quality style
 
 # The main job on embedded data: teacher, student alone and distilled student on synthetic street scenes.
 demo: .venv
 	$(BIN)/python scripts/quickstart.py --output_dir runs/demo --overwrite
+
+# Every page that a command writes.
+docs: .venv
+	$(BIN)/python docs/make_models.py
+	$(BIN)/python docs/make_recipes.py
 
 # PYTEST_OPTIONS: more options of pytest; CI asks for the coverage.
 test: quality
