@@ -25,8 +25,7 @@ try:  # The client that huggingface_hub speaks through, from its version 2 on, a
 except ImportError:
     from httpx import TransportError
 
-from hf_segkd.models import SegmentationImageProcessor
-from hf_segkd.models.outputs import OWN_PREFIX
+from hf_segkd.models import MODELS, SegmentationImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +207,7 @@ def released_processor(processor: BaseImageProcessor, config: PreTrainedConfig) 
         processor (`BaseImageProcessor`): What the student was trained with.
         config (`PreTrainedConfig`): The student's.
     """
-    native = not config.model_type.startswith(OWN_PREFIX)
+    native = type(config) not in MODELS
     if not native or not isinstance(processor, SegmentationImageProcessor):
         return processor
     if processor.do_flip_channel_order or processor.align_corners:

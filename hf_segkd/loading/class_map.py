@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_segkd.models import ESPNetv2Config, SegmentationOutput
+from hf_segkd.models import SegmentationOutput
+from hf_segkd.models.espnetv2 import ESPNetv2Config
 from hf_segkd.values import did_you_mean
 
 

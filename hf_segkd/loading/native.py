@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hf_segkd.loading.patches import check_input_size, state_maps
 from hf_segkd.loading.universal import UNIVERSAL_MODELS, query_logits, semantic_task
-from hf_segkd.models.outputs import OWN_PREFIX, SegmentationOutput
+from hf_segkd.models import MODELS, SegmentationOutput
 
 # The only place where the inside of a native model is named: the module whose output its classifier reads.
 FEATURE_MODULES = {
@@ -104,7 +104,7 @@ def expose_features(model: PreTrainedModel, module: str | None = None) -> PreTra
     """
     model_type = model.config.model_type
     hook = vars(model).get("_feature_hook")
-    if module is None and (hook is not None or model_type.startswith(OWN_PREFIX)):
+    if module is None and (hook is not None or type(model.config) in MODELS):
         return model
     path = module or FEATURE_MODULES.get(model_type)
     names = [name for name, _ in model.named_modules() if name]

@@ -24,8 +24,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from hf_segkd.loading.class_map import keep_classes
 from hf_segkd.loading.universal import UNIVERSAL_MODELS
-from hf_segkd.models import MODELS, default_processor, resolve_backbone
-from hf_segkd.models.outputs import OWN_PREFIX
+from hf_segkd.models import SHORT_NAMES, default_processor, resolve_backbone
 from hf_segkd.values import did_you_mean
 
 
@@ -121,10 +120,10 @@ def _check_fields(config_class: type[PreTrainedConfig], options: dict[str, Any])
 
 
 def _resolve_model_type(name: str | None) -> str:
-    for candidate in (f"{OWN_PREFIX}{name}", name):
+    for candidate in (SHORT_NAMES.get(name), name):
         if candidate in CONFIG_MAPPING and CONFIG_MAPPING[candidate] in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
             return candidate
-    names = [config.model_type.removeprefix(OWN_PREFIX) for config in MODELS]
+    names = list(SHORT_NAMES)
     names += sorted(set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) - set(names))
     if name is None:
         raise ValueError(f"A new model needs a model_type, one of {', '.join(names)}.")

@@ -1,80 +1,48 @@
-"""All losses by name. A new method is one file, one import and one entry here."""
+"""All losses by name. A new method is its file and one line here."""
 
 import inspect
+from importlib import import_module
 from typing import get_type_hints
 
 from torch import nn
 
-from hf_segkd.losses.adversarial import AdversarialLoss
-from hf_segkd.losses.af_dcd import AfDCDLoss
-from hf_segkd.losses.at import ATLoss
 from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
-from hf_segkd.losses.bpkd import BPKDLoss
-from hf_segkd.losses.cankd import CanKDLoss
-from hf_segkd.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
-from hf_segkd.losses.cirkdv2 import CIRKDv2Loss
-from hf_segkd.losses.cskd import CSKDLoss
-from hf_segkd.losses.cwd import CWDLoss
-from hf_segkd.losses.dist import DISTLoss
-from hf_segkd.losses.dsd import DSDLoss
-from hf_segkd.losses.fitnet import FitNetLoss
-from hf_segkd.losses.gkd import GKDLoss
-from hf_segkd.losses.ifvd import IFVDLoss
-from hf_segkd.losses.kd import KDLoss
-from hf_segkd.losses.mgd import MGDLoss
-from hf_segkd.losses.pkd import PKDLoss
 from hf_segkd.losses.schedule import WeightSchedule, read_schedule
-from hf_segkd.losses.skd import PairwiseLoss
-from hf_segkd.losses.task import TaskLoss
 from hf_segkd.values import check_value, did_you_mean
 
-LOSSES: dict[str, type[DistillationLoss]] = {
-    "task": TaskLoss,
-    "kd": KDLoss,
-    "cwd": CWDLoss,
-    "at": ATLoss,
-    "dist": DISTLoss,
-    "fitnet": FitNetLoss,
-    "ifvd": IFVDLoss,
-    "skd_pairwise": PairwiseLoss,
-    "dsd": DSDLoss,
-    "cskd": CSKDLoss,
-    "adversarial": AdversarialLoss,
-    "cirkd_minibatch": CIRKDMiniBatchLoss,
-    "cirkd_memory": CIRKDMemoryLoss,
-    "cirkdv2": CIRKDv2Loss,
-    "mgd": MGDLoss,
-    "af_dcd": AfDCDLoss,
-    "bpkd": BPKDLoss,
-    "pkd": PKDLoss,
-    "cankd": CanKDLoss,
-    "gkd": GKDLoss,
+# Name in a recipe -> file and class.
+METHODS = {
+    "task": "task.TaskLoss",
+    "kd": "kd.KDLoss",
+    "cwd": "cwd.CWDLoss",
+    "at": "at.ATLoss",
+    "dist": "dist.DISTLoss",
+    "fitnet": "fitnet.FitNetLoss",
+    "ifvd": "ifvd.IFVDLoss",
+    "skd_pairwise": "skd.PairwiseLoss",
+    "dsd": "dsd.DSDLoss",
+    "cskd": "cskd.CSKDLoss",
+    "adversarial": "adversarial.AdversarialLoss",
+    "cirkd_minibatch": "cirkd.CIRKDMiniBatchLoss",
+    "cirkd_memory": "cirkd.CIRKDMemoryLoss",
+    "cirkdv2": "cirkdv2.CIRKDv2Loss",
+    "mgd": "mgd.MGDLoss",
+    "af_dcd": "af_dcd.AfDCDLoss",
+    "bpkd": "bpkd.BPKDLoss",
+    "pkd": "pkd.PKDLoss",
+    "cankd": "cankd.CanKDLoss",
+    "gkd": "gkd.GKDLoss",
 }
+LOSSES: dict[str, type[DistillationLoss]] = {}
+for _name, _place in METHODS.items():
+    _file, _class_name = _place.split(".")
+    LOSSES[_name] = getattr(import_module(f"hf_segkd.losses.{_file}"), _class_name)
 
 __all__ = [
-    "LOSSES",
-    "ATLoss",
-    "AfDCDLoss",
-    "BPKDLoss",
-    "AdversarialLoss",
-    "CIRKDMemoryLoss",
-    "CIRKDMiniBatchLoss",
-    "CIRKDv2Loss",
-    "CSKDLoss",
-    "CWDLoss",
-    "CanKDLoss",
-    "DISTLoss",
-    "DSDLoss",
     "DistillationLoss",
-    "FitNetLoss",
-    "GKDLoss",
-    "IFVDLoss",
-    "KDLoss",
+    "LOSSES",
     "LossSetup",
-    "MGDLoss",
-    "PKDLoss",
-    "PairwiseLoss",
-    "TaskLoss",
+    "METHODS",
     "WeightSchedule",
     "build_losses",
     "build_schedules",

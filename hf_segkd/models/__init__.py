@@ -1,5 +1,6 @@
 """The networks that travel with released folders, registered with the Auto classes of transformers."""
 
+from importlib import import_module
 from typing import Any
 
 from transformers import (
@@ -11,61 +12,37 @@ from transformers import (
 )
 
 from .backbones import BACKBONES, resolve_backbone
-from .deeplabv3 import DeepLabV3Config, DeepLabV3ForSemanticSegmentation
-from .dilated_resnet import DilatedResNetBackbone, DilatedResNetConfig
-from .efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
-from .espnet import ESPNetConfig, ESPNetForSemanticSegmentation
-from .espnetv2 import ESPNetv2Config, ESPNetv2ForSemanticSegmentation
 from .image_processing import SegmentationImageProcessor
-from .mobilenetv2 import MobileNetV2Backbone, MobileNetV2Config
-from .mobilenetv3 import MobileNetV3Backbone, MobileNetV3Config
-from .mobilevit import MobileViTBackbone, MobileViTConfig
 from .normalization import InputNormalization
 from .outputs import SegmentationOutput, segmentation_loss, upsamples_with_align_corners
-from .pspnet import PSPNetConfig, PSPNetForSemanticSegmentation
-from .upernet import UperNetConfig, UperNetForSemanticSegmentation
 
 __all__ = [
     "BACKBONES",
     "MODELS",
+    "NETWORKS",
     "PROCESSORS",
     "PROCESSOR_FIELDS",
-    "DeepLabV3Config",
-    "DeepLabV3ForSemanticSegmentation",
-    "DilatedResNetBackbone",
-    "DilatedResNetConfig",
-    "ESPNetConfig",
-    "ESPNetForSemanticSegmentation",
-    "ESPNetv2Config",
-    "ESPNetv2ForSemanticSegmentation",
-    "EfficientNetLiteBackbone",
-    "EfficientNetLiteConfig",
+    "SHORT_NAMES",
     "InputNormalization",
-    "MobileNetV2Backbone",
-    "MobileNetV2Config",
-    "MobileNetV3Backbone",
-    "MobileNetV3Config",
-    "MobileViTBackbone",
-    "MobileViTConfig",
-    "PSPNetConfig",
-    "PSPNetForSemanticSegmentation",
     "SegmentationImageProcessor",
     "SegmentationOutput",
-    "UperNetConfig",
-    "UperNetForSemanticSegmentation",
     "default_processor",
     "resolve_backbone",
     "segmentation_loss",
     "upsamples_with_align_corners",
 ]
 
-MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
-    ESPNetConfig: ESPNetForSemanticSegmentation,
-    ESPNetv2Config: ESPNetv2ForSemanticSegmentation,
-    DeepLabV3Config: DeepLabV3ForSemanticSegmentation,
-    PSPNetConfig: PSPNetForSemanticSegmentation,
-    UperNetConfig: UperNetForSemanticSegmentation,
+# One line for each network: its file, which is its short name in recipes, and what its classes' names begin with.
+NETWORKS = {
+    "deeplabv3": "DeepLabV3",
+    "espnet": "ESPNet",
+    "espnetv2": "ESPNetv2",
+    "pspnet": "PSPNet",
+    "upernet": "UperNet",
 }
+MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {}
+# Short name -> model_type; the names of transformers' own networks are free for those.
+SHORT_NAMES: dict[str, str] = {}
 
 # Where the published weights want something else than RGB with ImageNet statistics.
 _HALVES = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
@@ -77,15 +54,16 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "mobilenet_v2": _HALVES,
     "mobilevit": _BGR,
     "mobilevitv2": _BGR,
-    "segkd_espnet": {
-        "do_rescale": False,
-        "do_flip_channel_order": True,
-        "image_mean": (73.18188461, 82.93553322, 72.41519599),
-        "image_std": (45.3199, 46.1528, 44.9148),
-    },
 }
 
-for _config_class, _model_class in MODELS.items():
+for _file, _name in NETWORKS.items():
+    _module = import_module(f".{_file}", __name__)
+    _config_class = getattr(_module, f"{_name}Config")
+    _model_class = getattr(_module, f"{_name}ForSemanticSegmentation")
+    MODELS[_config_class] = _model_class
+    SHORT_NAMES[_file] = _config_class.model_type
+    # What a network's published weights want of its images stands in its own file.
+    PROCESSORS[_config_class.model_type] = vars(_module).get("PROCESSOR", {})
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     AutoModelForSemanticSegmentation.register(_config_class, _model_class, exist_ok=True)
     AutoImageProcessor.register(

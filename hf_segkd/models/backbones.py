@@ -6,20 +6,13 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
 
-from .dilated_resnet import PRESETS as DILATED_RESNETS
-from .efficientnet_lite import PRESETS as EFFICIENTNETS_LITE
-from .mobilenetv2 import PRESETS as MOBILENETS_V2
-from .mobilenetv3 import PRESETS as MOBILENETS_V3
-from .mobilevit import PRESETS as MOBILEVITS
-
-# Short names, as recipes write them, and the fields of the config they stand for.
-BACKBONES: dict[str, dict[str, Any]] = {
-    **DILATED_RESNETS,
-    **MOBILENETS_V2,
-    **MOBILENETS_V3,
-    **MOBILEVITS,
-    **EFFICIENTNETS_LITE,
-}
+# One line for each file of backbones.
+from .dilated_resnet import DilatedResNetBackbone
+from .efficientnet_lite import EfficientNetLiteBackbone
+from .mobilenetv2 import MobileNetV2Backbone
+from .mobilenetv3 import MobileNetV3Backbone
+from .mobilevit import MobileViTBackbone
+from .presets import BACKBONES
 
 
 def resolve_backbone(spec: str | dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:

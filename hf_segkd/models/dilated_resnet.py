@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple
 
 from .checkpointing import CheckpointedLayer
+from .presets import BACKBONES
 
 STRIDES = (1, 2, 1, 1)
 DILATIONS = (1, 1, 2, 4)
@@ -243,3 +244,4 @@ class DilatedResNetBackbone(BackboneMixin, PreTrainedModel):
 # Here and not in the package, so that released folders bring it along with their code.
 AutoConfig.register(DilatedResNetConfig.model_type, DilatedResNetConfig, exist_ok=True)
 AutoBackbone.register(DilatedResNetConfig, DilatedResNetBackbone, exist_ok=True)
+BACKBONES.update(PRESETS)

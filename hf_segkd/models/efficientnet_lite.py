@@ -7,6 +7,7 @@ from transformers import AutoBackbone, AutoConfig
 
 from .checkpointing import CheckpointedLayer
 from .mobile_backbone import ConvNormAct, MobileBackbone, MobileBackboneConfig
+from .presets import BACKBONES
 
 STEM_CHANNELS = 32
 NORM_EPS = 1e-3
@@ -148,3 +149,4 @@ class EfficientNetLiteBackbone(MobileBackbone):
 # Here and not in the package, so that released folders bring it along with their code.
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
 AutoBackbone.register(EfficientNetLiteConfig, EfficientNetLiteBackbone, exist_ok=True)
+BACKBONES.update(PRESETS)

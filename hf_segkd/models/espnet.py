@@ -12,6 +12,15 @@ from .outputs import SegmentationOutput, segmentation_loss
 MIN_CHANNELS = 5
 
 
+# The released weights read BGR images of 0 to 255, with the statistics of CamVid and Cityscapes.
+PROCESSOR = {
+    "do_rescale": False,
+    "do_flip_channel_order": True,
+    "image_mean": (73.18188461, 82.93553322, 72.41519599),
+    "image_std": (45.3199, 46.1528, 44.9148),
+}
+
+
 class ESPNetConfig(PreTrainedConfig):
     """Configuration of [`ESPNetForSemanticSegmentation`]. The defaults are the published network.
 

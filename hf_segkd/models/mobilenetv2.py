@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig
 
 from .mobile_backbone import ConvNormAct, InvertedResidual, MobileBackbone, MobileBackboneConfig
+from .presets import BACKBONES
 
 STEM_CHANNELS = (32, 16)
 # Channels, blocks, stride and dilation of each stage; the last four had strides 2, 1, 2, 1 on ImageNet.
@@ -97,3 +98,4 @@ class MobileNetV2Backbone(MobileBackbone):
 # Here and not in the package, so that released folders bring it along with their code.
 AutoConfig.register(MobileNetV2Config.model_type, MobileNetV2Config, exist_ok=True)
 AutoBackbone.register(MobileNetV2Config, MobileNetV2Backbone, exist_ok=True)
+BACKBONES.update(PRESETS)

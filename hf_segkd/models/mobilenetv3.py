@@ -6,6 +6,7 @@ from transformers import AutoBackbone, AutoConfig
 
 from .checkpointing import CheckpointedLayer
 from .mobile_backbone import ConvNormAct, MobileBackbone, MobileBackboneConfig
+from .presets import BACKBONES
 
 STEM_CHANNELS = 16
 OUTPUT_STRIDE = 8
@@ -178,3 +179,4 @@ class MobileNetV3Backbone(MobileBackbone):
 # Here and not in the package, so that released folders bring it along with their code.
 AutoConfig.register(MobileNetV3Config.model_type, MobileNetV3Config, exist_ok=True)
 AutoBackbone.register(MobileNetV3Config, MobileNetV3Backbone, exist_ok=True)
+BACKBONES.update(PRESETS)

@@ -9,6 +9,7 @@ from transformers import AutoBackbone, AutoConfig
 
 from .checkpointing import CheckpointedLayer
 from .mobile_backbone import ConvNormAct, InvertedResidual, MobileBackbone, MobileBackboneConfig
+from .presets import BACKBONES
 
 STEM_CHANNELS = 16
 PATCH_SIZE = 2
@@ -250,3 +251,4 @@ class MobileViTBackbone(MobileBackbone):
 # Here and not in the package, so that released folders bring it along with their code.
 AutoConfig.register(MobileViTConfig.model_type, MobileViTConfig, exist_ok=True)
 AutoBackbone.register(MobileViTConfig, MobileViTBackbone, exist_ok=True)
+BACKBONES.update(PRESETS)

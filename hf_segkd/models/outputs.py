@@ -8,8 +8,6 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
-OWN_PREFIX = "segkd_"
-
 
 @dataclass
 class SegmentationOutput(ModelOutput):

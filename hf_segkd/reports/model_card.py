@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from dataset_builders import DATASETS
 from hf_segkd.data.specs import UNKNOWN_LICENSE
 from hf_segkd.losses import LOSSES
+from hf_segkd.models import SHORT_NAMES
 from hf_segkd.recipe import load_yaml
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -92,7 +93,8 @@ def _card_data(title: str, config: dict, report: dict, recipe: dict) -> ModelCar
     ]
     student = recipe["student"]
     from_hub = isinstance(student, str) and student.count("/") == 1 and not Path(student).exists()
-    tags = ["hf_segkd", "semantic-segmentation", config["model_type"].removeprefix("segkd_")]
+    short_names = {model_type: name for name, model_type in SHORT_NAMES.items()}
+    tags = ["hf_segkd", "semantic-segmentation", short_names.get(config["model_type"], config["model_type"])]
     return ModelCardData(
         model_name=title,
         eval_results=results,

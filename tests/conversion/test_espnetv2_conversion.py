@@ -14,7 +14,7 @@ from hf_segkd.conversion import convert
 from hf_segkd.conversion.espnetv2 import FAMILY
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.class_map import class_names, map_classes
-from hf_segkd.models import ESPNetv2Config, ESPNetv2ForSemanticSegmentation
+from hf_segkd.models.espnetv2 import ESPNetv2Config, ESPNetv2ForSemanticSegmentation
 
 CITYSCAPES, VOC = DATASETS["cityscapes"], DATASETS["voc_aug"]
 RELEASED = sorted(case["file"] for case in golden_espnetv2.cases().values())

@@ -26,7 +26,8 @@ from transformers import MobileViTConfig as NativeMobileViTConfig
 from helpers import golden_models
 from helpers.paths import SHARED
 from hf_segkd.conversion.imagenet import FILES, NATIVE, load_backbone_weights
-from hf_segkd.models import BACKBONES, MobileViTBackbone, MobileViTConfig
+from hf_segkd.models import BACKBONES
+from hf_segkd.models.mobilevit import MobileViTBackbone, MobileViTConfig
 
 # Each listed file and the network it is for.
 FITTING = {

@@ -16,8 +16,7 @@ from helpers.tiny import LABELS, TINY, TinyScenes
 from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.models import MODELS, default_processor
-from hf_segkd.models.outputs import OWN_PREFIX
+from hf_segkd.models import NETWORKS, default_processor
 
 pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
@@ -262,7 +261,7 @@ def test_crops_keep_to_the_multiple_and_to_the_image():
 @pytest.mark.parametrize(
     ("model_type", "fields"),
     [
-        *((config.model_type.removeprefix(OWN_PREFIX), {}) for config in MODELS),
+        *((name, {}) for name in NETWORKS),
         ("segformer", {}),
         ("deeplabv3", {"backbone": "efficientnet_lite0"}),
     ],

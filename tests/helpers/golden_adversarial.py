@@ -3,8 +3,8 @@
 import torch
 
 from helpers.golden_folder import rule
-from hf_segkd.losses import AdversarialLoss, LossSetup
-from hf_segkd.losses.adversarial import OBJECTIVES
+from hf_segkd.losses import LossSetup
+from hf_segkd.losses.adversarial import OBJECTIVES, AdversarialLoss
 from hf_segkd.losses.discriminator import Discriminator
 from hf_segkd.models import SegmentationOutput
 

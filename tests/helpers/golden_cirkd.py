@@ -4,8 +4,10 @@ import torch
 
 import hf_segkd.losses.cirkd as cirkd
 from helpers.golden_folder import rule
-from hf_segkd.losses import CIRKDMemoryLoss, CIRKDMiniBatchLoss, CIRKDv2Loss, KDLoss, LossSetup
-from hf_segkd.losses.cirkdv2 import ChannelRelations, ContextBlock
+from hf_segkd.losses import LossSetup
+from hf_segkd.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
+from hf_segkd.losses.cirkdv2 import ChannelRelations, CIRKDv2Loss, ContextBlock
+from hf_segkd.losses.kd import KDLoss
 from hf_segkd.models import SegmentationOutput
 
 # Names of the original's parameters, buffers and outputs in our modules.

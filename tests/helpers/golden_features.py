@@ -2,8 +2,13 @@
 
 import torch
 
-from hf_segkd.losses import CSKDLoss, DISTLoss, DSDLoss, FitNetLoss, IFVDLoss, LossSetup, PairwiseLoss
-from hf_segkd.losses.cskd import channel_attention, position_attention
+from hf_segkd.losses import LossSetup
+from hf_segkd.losses.cskd import CSKDLoss, channel_attention, position_attention
+from hf_segkd.losses.dist import DISTLoss
+from hf_segkd.losses.dsd import DSDLoss
+from hf_segkd.losses.fitnet import FitNetLoss
+from hf_segkd.losses.ifvd import IFVDLoss
+from hf_segkd.losses.skd import PairwiseLoss
 from hf_segkd.models import SegmentationOutput
 
 

@@ -4,7 +4,11 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import golden_features, golden_folder
-from hf_segkd.losses import ATLoss, CWDLoss, KDLoss, LossSetup, TaskLoss
+from hf_segkd.losses import LossSetup
+from hf_segkd.losses.at import ATLoss
+from hf_segkd.losses.cwd import CWDLoss
+from hf_segkd.losses.kd import KDLoss
+from hf_segkd.losses.task import TaskLoss
 from hf_segkd.models import SegmentationOutput
 
 

@@ -6,8 +6,10 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.golden_folder import FOLDER
-from hf_segkd.losses import CanKDLoss, GKDLoss, LossSetup, PKDLoss
-from hf_segkd.losses.gkd import GKDTokenTerms, TokenRemix, mask_patches
+from hf_segkd.losses import LossSetup
+from hf_segkd.losses.cankd import CanKDLoss
+from hf_segkd.losses.gkd import GKDLoss, GKDTokenTerms, TokenRemix, mask_patches
+from hf_segkd.losses.pkd import PKDLoss
 from hf_segkd.models import SegmentationOutput
 
 LOSSES_2 = FOLDER / "losses_2"

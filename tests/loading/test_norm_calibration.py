@@ -15,7 +15,8 @@ from hf_segkd.conversion.folded import is_unfolded
 from hf_segkd.conversion.imagenet import load_backbone_weights
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.norm_calibration import calibrate_folded_norms
-from hf_segkd.models import InputNormalization, MobileNetV2Backbone, MobileNetV2Config
+from hf_segkd.models import InputNormalization
+from hf_segkd.models.mobilenetv2 import MobileNetV2Backbone, MobileNetV2Config
 
 CHANNELS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
 STRIDES = {2: 2, 4: 2, 7: 2, 14: 2}

@@ -10,8 +10,8 @@ from helpers.golden_losses import assert_reproduced, cases, load
 from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import trainer_for
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.losses import AdversarialLoss, LossSetup
-from hf_segkd.losses.adversarial import hinge, wasserstein
+from hf_segkd.losses import LossSetup
+from hf_segkd.losses.adversarial import AdversarialLoss, hinge, wasserstein
 from hf_segkd.losses.discriminator import SelfAttention, SpectralNormConv
 from hf_segkd.models import SegmentationOutput
 from hf_segkd.training.distiller import Distiller

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from helpers import golden_cirkd as golden
 from helpers.golden_losses import assert_reproduced, cases, load
 from hf_segkd.distributed import gather, rank, world_size
-from hf_segkd.losses import CIRKDMemoryLoss, CIRKDMiniBatchLoss, CIRKDv2Loss, LossSetup, cirkd, draws
-from hf_segkd.losses.cirkdv2 import ChannelRelations, ContextBlock
+from hf_segkd.losses import LossSetup, cirkd, draws
+from hf_segkd.losses.cirkd import CIRKDMemoryLoss, CIRKDMiniBatchLoss
+from hf_segkd.losses.cirkdv2 import ChannelRelations, CIRKDv2Loss, ContextBlock
 from hf_segkd.models import SegmentationOutput
 
 K, CHANNELS = 3, 4

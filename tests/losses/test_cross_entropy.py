@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.losses import LossSetup, TaskLoss, build_losses
+from hf_segkd.losses import LossSetup, build_losses
 from hf_segkd.losses.functional import cross_entropy
 from hf_segkd.losses.functional.cross_entropy import upsampled_cross_entropy
 from hf_segkd.losses.functional.divergence import softmax_kl
+from hf_segkd.losses.task import TaskLoss
 from hf_segkd.models import SegmentationOutput
 from hf_segkd.models.outputs import segmentation_loss
 from hf_segkd.training.distiller import loss_setup

@@ -6,7 +6,8 @@ import torch
 from helpers import golden_normalized as golden
 from helpers.golden_losses import assert_reproduced
 from helpers.loss_cases import build, pair
-from hf_segkd.losses import LossSetup, PKDLoss
+from hf_segkd.losses import LossSetup
+from hf_segkd.losses.pkd import PKDLoss
 from hf_segkd.models import SegmentationOutput
 
 

@@ -10,16 +10,11 @@ from transformers import AutoBackbone, AutoConfig
 from helpers import golden_models
 from helpers.checkpointing import enable_checkpointing
 from hf_segkd.conversion.mobile import BACKBONES
-from hf_segkd.models import (
-    EfficientNetLiteConfig,
-    MobileNetV2Config,
-    MobileNetV3Config,
-    MobileViTConfig,
-    efficientnet_lite,
-    mobilenetv2,
-    mobilenetv3,
-    mobilevit,
-)
+from hf_segkd.models import efficientnet_lite, mobilenetv2, mobilenetv3, mobilevit
+from hf_segkd.models.efficientnet_lite import EfficientNetLiteConfig
+from hf_segkd.models.mobilenetv2 import MobileNetV2Config
+from hf_segkd.models.mobilenetv3 import MobileNetV3Config
+from hf_segkd.models.mobilevit import MobileViTConfig
 
 PRESETS = mobilenetv2.PRESETS | mobilenetv3.PRESETS | mobilevit.PRESETS | efficientnet_lite.PRESETS
 # Backbone column of the sizes measured on the originals.

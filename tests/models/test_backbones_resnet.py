@@ -5,9 +5,9 @@ import torch
 from transformers import AutoBackbone, AutoConfig, ResNetConfig
 
 from helpers.checkpointing import enable_checkpointing
-from hf_segkd.models import BACKBONES, DilatedResNetBackbone, DilatedResNetConfig, resolve_backbone
+from hf_segkd.models import BACKBONES, resolve_backbone
 from hf_segkd.models.checkpointing import CheckpointedLayer
-from hf_segkd.models.dilated_resnet import PRESETS
+from hf_segkd.models.dilated_resnet import PRESETS, DilatedResNetBackbone, DilatedResNetConfig
 
 TINY = {"stem_width": 4, "depths": (2, 1, 2, 2), "hidden_sizes": (8, 8, 12, 16), "out_indices": [0, 1, 2, 3, 4]}
 PARAMETERS = {

@@ -10,7 +10,8 @@ from helpers import golden_espnetv2, golden_folder
 from hf_segkd.conversion import convert, converted_processor, load_original, recognise
 from hf_segkd.evaluation.profiling import count_macs
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.models import ESPNetv2Config, default_processor
+from hf_segkd.models import default_processor
+from hf_segkd.models.espnetv2 import ESPNetv2Config
 from hf_segkd.models.espnetv2_layers import BLOCK_LIMITS, DOWNSAMPLE_LIMITS, PoolingPyramid, SpatialPyramid
 
 CASES = golden_espnetv2.cases()

@@ -6,7 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.models import DeepLabV3Config, PSPNetConfig, SegmentationOutput, UperNetConfig
+from hf_segkd.models import SegmentationOutput
+from hf_segkd.models.deeplabv3 import DeepLabV3Config
+from hf_segkd.models.pspnet import PSPNetConfig
+from hf_segkd.models.upernet import UperNetConfig
 
 LABELS = {index: f"class_{index}" for index in range(5)}
 RESNET = {"model_type": "segkd_resnet", "stem_width": 4, "depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 12, 16]}

@@ -13,7 +13,7 @@ from hf_segkd.conversion import convert, recognise
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import expose_features
 from hf_segkd.loading.pretrained import load_processor
-from hf_segkd.models import ESPNetConfig, ESPNetForSemanticSegmentation
+from hf_segkd.models.espnet import ESPNetConfig, ESPNetForSemanticSegmentation
 
 LABELS = {index: f"class_{index}" for index in range(6)}
 SPECS = {
@@ -173,7 +173,7 @@ def test_decoder_refuses_fewer_than_five_classes():
     [
         ({"model_type": "espnt"}, "Unknown model_type 'espnt'. Did you mean 'espnet'"),
         ({"model_type": "bert"}, "Unknown model_type 'bert'"),
-        ({"depths": [1, 2]}, "needs a model_type, one of espnet"),
+        ({"depths": [1, 2]}, "needs a model_type, one of deeplabv3"),
         ({"model_type": "espnet", "depht": [1, 2]}, "no field depht. Did you mean 'depths'"),
         ({"model_type": "segformer", "depths": "all"}, "Wrong type in the fields of 'segformer'.*depths"),
         ({"model_type": "espnet", "num_labels": 7}, "num_labels is 7 but the dataset has 6 classes"),
