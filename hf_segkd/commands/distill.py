@@ -10,6 +10,7 @@ Recipes are merged from left to right; flags win. `--losses.cwd.weight 3` reache
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from accelerate.utils import set_seed
@@ -24,9 +25,10 @@ from hf_segkd.recipe import parse
 from hf_segkd.reports.metrics_report import metrics_report, run_facts, training_cost
 from hf_segkd.reports.run_folder import begin_run, finish_run
 from hf_segkd.reports.tables import table
-from hf_segkd.training.checks import check_classes, find_checkpoint, load_teacher
+from hf_segkd.training.checks import check_classes, find_checkpoint, load_teacher, name_classes, own_folder
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.inputs import InputArguments, training_data
+from hf_segkd.training.resume import check_same_recipe, field_defaults
 from hf_segkd.training.trainer import DistillationTrainer
 
 
@@ -41,25 +43,42 @@ class ScriptArguments(InputArguments):
     teacher_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the Python code that a model brings."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an earlier run in output_dir."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the newest whole checkpoint in output_dir."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the newest complete checkpoint in output_dir."})
+    resume_with_changes: bool = field(
+        default=False, metadata={"help": "Resume although the recipe differs; the card then shows both."}
+    )
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Run one training and return what `metrics.json` holds."""
     plain_logs()
+    with ExitStack() as held:
+        with readable_errors():
+            types = (ScriptArguments, DistillationConfig)
+            (script, config), recipe = parse(types, sys.argv[1:] if argv is None else argv)
+            held.enter_context(own_folder(config))
+        return run(script, config, recipe)
+
+
+def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> dict:
+    """Train, score and save in a folder that is held for this run."""
     with readable_errors():
-        (script, config), recipe = parse((ScriptArguments, DistillationConfig), sys.argv[1:] if argv is None else argv)
+        script.resume = script.resume or script.resume_with_changes
         with config.main_process_first():
             checkpoint = find_checkpoint(config, script.overwrite, script.resume)
         if script.teacher and (revision := pin_revision(script.teacher, script.teacher_revision)):
             script.teacher_revision = recipe["teacher_revision"] = revision  # a branch moves on, a recipe must not
         dataset = open_from_arguments(script)
+        if checkpoint:
+            defaults = field_defaults(ScriptArguments, DistillationConfig)
+            check_same_recipe(config.output_dir, recipe, defaults, script.resume_with_changes)
         trainer, skipped = build(script, config, dataset)
+        trainer.allow_changes = script.resume_with_changes
     trainer.accelerator.wait_for_everyone()  # nobody writes while another process still looks at the folder
-    if trainer.args.should_save:
-        begin_run(config.output_dir, recipe, script.overwrite)
-
     first_step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    if trainer.args.should_save:
+        begin_run(config.output_dir, recipe, script.overwrite, first_step)
+
     with readable_errors(TrainingFault):
         runtime = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
     step = trainer.state.global_step
@@ -77,7 +96,8 @@ def main(argv: list[str] | None = None) -> dict:
         skipped_unreadable=skipped,
     )
     if trainer.args.should_save:
-        finish_run(trainer, spec, report)
+        with readable_errors(TrainingFault):
+            finish_run(trainer, spec, report, recipe)
         print(f"{table(report)}\nStudent, processor, recipe and metrics: {config.output_dir}")
     trainer.end()
     if config.push_to_hub and trainer.args.should_save:
@@ -100,6 +120,7 @@ def build(
     set_seed(config.seed)
     student, processor = load_model(script.student, id2label=spec.id2label, trust_remote_code=script.trust_remote_code)
     check_classes(student, spec.labels, "student")
+    name_classes(student, spec)
 
     data = training_data(script, dataset, config.seed)
     calibrate_folded_norms(student, processor, data.train)

@@ -14,7 +14,7 @@ MATPLOTLIB = "Figures need matplotlib. Install it with: pip install hf-segkd[fig
 
 
 def plot_class_bars(reports: dict[str, dict], path: str | Path) -> None:
-    """Draw the IoU of each class as horizontal bars, one colour per model.
+    """Draw the IoU of each class as horizontal bars, one color per model.
 
     Args:
         reports (`dict[str, dict]`): Model name -> what its `metrics.json` holds; the same classes in all.
@@ -29,14 +29,15 @@ def plot_class_bars(reports: dict[str, dict], path: str | Path) -> None:
     axes = figure.subplots()
     for number, (name, report) in enumerate(reports.items()):
         values = [100 * (report["per_class_iou"][label] or 0) for label in labels]
-        title = f"{name}: mIoU {100 * report['mean_iou']:.2f} %"
+        mean = report["mean_iou"]
+        title = f"{_plain(name)}: mIoU " + ("-" if mean is None else f"{100 * mean:.2f} %")
         places = np.arange(len(labels)) + (number - (len(reports) - 1) / 2) * height
         bars = axes.barh(places, values, height, label=title)
         present = [report["per_class_iou"][label] is not None for label in labels]
         axes.bar_label(
             bars, [f"{x:.1f}" if here else "absent" for x, here in zip(values, present, strict=True)], padding=2
         )
-    axes.set(xlabel="IoU (%)", xlim=(0, 109), yticks=range(len(labels)), yticklabels=labels)
+    axes.set(xlabel="IoU (%)", xlim=(0, 109), yticks=range(len(labels)), yticklabels=[*map(_plain, labels)])
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper left", frameon=False)
@@ -59,14 +60,14 @@ def plot_confusion(matrix: Tensor, labels: Sequence[str], path: str | Path) -> N
     figure = new_figure((side, side))
     axes = figure.subplots()
     picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=100)
-    axes.set(xlabel="predicted", ylabel="labelled", xticks=range(len(labels)), yticks=range(len(labels)))
-    axes.set_xticklabels(labels, rotation=90)
-    axes.set_yticklabels(labels)
+    axes.set(xlabel="predicted", ylabel="labeled", xticks=range(len(labels)), yticks=range(len(labels)))
+    axes.set_xticklabels([*map(_plain, labels)], rotation=90)
+    axes.set_yticklabels([*map(_plain, labels)])
     if len(labels) <= 30:  # beyond, numbers would be smaller than the eye can read
         for row, column in zip(*np.nonzero(shares.numpy().round() >= 1), strict=True):
-            colour = "white" if shares[row, column] > 55 else "black"
-            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=7)
-    figure.colorbar(picture, ax=axes, label="share of the labelled class (%)", shrink=0.8)
+            color = "white" if shares[row, column] > 55 else "black"
+            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=color, fontsize=7)
+    figure.colorbar(picture, ax=axes, label="share of the labeled class (%)", shrink=0.8)
     figure.savefig(path, dpi=120)
 
 
@@ -93,7 +94,7 @@ def plot_curves(history: dict[str, list[dict]], path: str | Path) -> None:
         for run, log in history.items():
             points = [(entry["step"], scale * entry[key]) for entry in log if "step" in entry and key in entry]
             if points:
-                axes.plot(*zip(*points, strict=True), label=run, marker="o", markersize=3)
+                axes.plot(*zip(*points, strict=True), label=_plain(run), marker="o", markersize=3)
         axes.set(xlabel="training step", ylabel=name)
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -102,11 +103,11 @@ def plot_curves(history: dict[str, list[dict]], path: str | Path) -> None:
 
 
 def plot_embeddings(maps: dict[str, tuple[np.ndarray, Tensor]], spec: DatasetSpec, path: str | Path) -> None:
-    """Draw one panel per model, a dot per pixel in the colour of its class, the legend below.
+    """Draw one panel per model, a dot per pixel in the color of its class, the legend below.
 
     Args:
         maps (`dict[str, tuple[np.ndarray, Tensor]]`): Model name -> places (P, 2) and class ids (P,).
-        spec (`DatasetSpec`): Names and colours.
+        spec (`DatasetSpec`): Names and colors.
         path (`str` or `Path`): File to write; its suffix chooses the format.
     """
     present = sorted({int(label) for _, classes in maps.values() for label in classes.unique()})
@@ -116,10 +117,10 @@ def plot_embeddings(maps: dict[str, tuple[np.ndarray, Tensor]], spec: DatasetSpe
     for axes, (name, (places, classes)) in zip(panels, maps.items(), strict=True):
         for label in present:
             chosen = (classes == label).numpy()
-            colour = [channel / 255 for channel in spec.palette[label]]
-            options = {"color": [colour], "edgecolors": "grey", "linewidths": 0.2, "label": spec.labels[label]}
+            color = [channel / 255 for channel in spec.palette[label]]
+            options = {"color": [color], "edgecolors": "grey", "linewidths": 0.2, "label": _plain(spec.labels[label])}
             axes.scatter(places[chosen, 0], places[chosen, 1], s=12, **options)
-        axes.set(title=name, xticks=[], yticks=[])
+        axes.set(title=_plain(name), xticks=[], yticks=[])
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, markerscale=2)
     figure.savefig(path, dpi=120)
@@ -136,3 +137,8 @@ def new_figure(size: tuple[float, float]):
     except ImportError as error:
         raise ImportError(MATPLOTLIB) from error
     return Figure(figsize=size, layout="constrained")
+
+
+def _plain(name: str) -> str:
+    """A name as it is: between two dollar signs matplotlib would read a formula, or fail to."""
+    return name.replace("$", r"\$")

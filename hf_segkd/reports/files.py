@@ -9,13 +9,15 @@ from pathlib import Path
 
 
 def write_json(content: dict, path: str | Path) -> None:
-    """Write `content` as indented JSON, making the folder when needed."""
+    """Write `content` as indented JSON in one step, making the folder when needed: never half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2)
     # One line for each row of numbers: a confusion matrix of 150 classes is 150 lines, not 22 500.
     text = re.sub(r"\[[\s\d.,e+-]+\]", lambda row: " ".join(row[0].split()), text)
-    path.write_text(text + "\n", encoding="utf-8")
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def model_names(models: Sequence[str]) -> dict[str, str]:

@@ -30,7 +30,7 @@ def metrics_report(scores: dict, labels: tuple[str, ...], **facts) -> dict:
         **facts: Anything that makes the numbers reproducible: dataset, split, protocol, seed, ...
 
     Returns:
-        `dict`: JSON-ready; a class without pixels is `None`.
+        `dict`: JSON-ready; a class without pixels is `None`, and so is a mean over none.
     """
     report = {key: _number(value) for key, value in scores.items() if not key.startswith("per_category_")}
     for key, values in scores.items():
@@ -59,7 +59,9 @@ def training_cost(log_history: list[dict], runtime: float, first_step: int, last
     """
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in log_history if entry["step"] > first_step)
     peak = peak_memory_mib("cuda" if torch.cuda.is_available() else "cpu")
-    seconds = (runtime - evaluating) / max(last_step - first_step, 1)
+    if last_step <= first_step:  # resumed after the last step: nothing was trained that could be timed
+        return {"seconds_per_step": None, "peak_memory_mib": round(peak)}
+    seconds = (runtime - evaluating) / (last_step - first_step)
     return {"seconds_per_step": round(seconds, 4), "peak_memory_mib": round(peak)}
 
 
@@ -72,9 +74,9 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
         size (`Sequence[int]`): Height and width, pixels, of the image whose operations are counted: the crop's.
 
     Returns:
-        `dict`: What was evaluated and how, seed and steps; `models` (parameters and MACs of the student; of the
-        teacher also scores, fractions); `loss_parameters`, those trained beside the student's; `hardware`,
-        `processes`; `commit` of the code, `None` where it is not known.
+        `dict`: What was evaluated and how; seed; steps done and asked for, images and labeled pixels trained on;
+        `models` (parameters and MACs of the student; of the teacher also scores, fractions); `loss_parameters`, those
+        trained beside the student's; `hardware`, `processes`; `commit` of the code, `None` where it is not known.
     """
     size = tuple(size)
     hardware = hardware_name(trainer.args.device)
@@ -92,6 +94,8 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
         "seed": trainer.args.seed,
         "best_step": trainer.state.best_global_step,
         "steps": trainer.state.global_step,
+        "steps_asked": trainer.state.max_steps,
+        "trained_on": trainer.work.gather(),
         "models": models,
         "loss_parameters": sum(x.numel() for x in losses.parameters()),
         "macs_size": list(size),

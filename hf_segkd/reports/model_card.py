@@ -12,6 +12,7 @@ from hf_segkd.data.specs import UNKNOWN_LICENSE
 from hf_segkd.losses import LOSSES
 from hf_segkd.models import SHORT_NAMES
 from hf_segkd.recipe import load_yaml
+from hf_segkd.training.resume import change_lines, differences, earlier_recipes
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 FIGURES = {
@@ -66,7 +67,7 @@ def model_card(folder: str | Path, repo_id: str | None = None, branch: str | Non
         "class_columns": class_columns,
         "class_rows": class_rows,
         **_usage(folder, repo_id, branch),
-        "facts": _training(report, recipe),
+        "facts": _training(report, recipe) + _changes(folder, recipe),
         "recipe": recipe_text,
         "license": _data_license(report["dataset"]),
         "methods": _methods(specs),
@@ -216,16 +217,38 @@ def _usage(folder: Path, repo_id: str | None, branch: str | None) -> dict:
 
 def _training(report: dict, recipe: dict) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    minutes = report["seconds_per_step"] * report["steps"] / 60
     processes = f", {report['processes']} processes" if report["processes"] > 1 else ""
     facts = [
-        f"steps: {report['steps']}, best at {report['best_step']}; seed {report['seed']}",
+        f"steps: {_steps(report)}, best at {report['best_step']}; seed {report['seed']}",
         f"hardware: {report['hardware']}{processes}",
-        f"time: {report['seconds_per_step']} s a step, {minutes:.1f} minutes without evaluations",
+        f"time: {_time(report)}",
         f"peak memory: {report['peak_memory_mib']} MiB",
         f"versions: {versions}" + (f"; code at commit {report['commit'][:12]}" if report["commit"] else ""),
     ]
     return [f"teacher: {_teacher_name(recipe)}", *facts] if _teacher(report) else facts
+
+
+def _steps(report: dict) -> str:
+    asked = report.get("steps_asked", report["steps"])
+    return f"{report['steps']}" if asked == report["steps"] else f"{report['steps']} ({asked} were asked for)"
+
+
+def _time(report: dict) -> str:
+    seconds = report["seconds_per_step"]
+    if seconds is None:
+        return "not measured, the run was resumed after its last step"
+    return f"{seconds} s a step, {seconds * report['steps'] / 60:.1f} minutes without evaluations"
+
+
+def _changes(folder: Path, recipe: dict) -> list[str]:
+    """One fact for each time that the run was resumed with changes."""
+    parts = earlier_recipes(folder)
+    following = [part for _, part in parts[1:]] + [recipe]
+    facts = []
+    for (step, was), now in zip(parts, following, strict=True):
+        changes = "; ".join(change_lines(differences(was, now, {})))
+        facts.append(f"resumed with changes at step {step}: {changes} (until then `recipe_until_{step}.yaml`)")
+    return facts
 
 
 def _methods(specs: dict[str, dict]) -> list[str]:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
+from safetensors import SafetensorError
 from torch.utils.data import Dataset
 
+from hf_segkd.console import TrainingFault
 from hf_segkd.data import DatasetSpec
 from hf_segkd.evaluation.scoring import Evaluation
 from hf_segkd.evaluation.segmenter import BaseSegmenter, Segmenter
-from hf_segkd.recipe import dump
+from hf_segkd.recipe import dump, load_yaml
 from hf_segkd.reports.figures import plot_class_bars, plot_confusion, plot_curves
 from hf_segkd.reports.files import write_json
 from hf_segkd.reports.metrics_report import metrics_report
 from hf_segkd.reports.model_card import write_model_card
 from hf_segkd.reports.prediction_figure import prediction_figure
+from hf_segkd.training.checkpoints import remove_checkpoints, write_failure
+from hf_segkd.training.resume import EARLIER_RECIPE, RECIPE_FILE, differences, without_location
 from hf_segkd.training.trainer import DistillationTrainer
 
 
@@ -40,35 +49,97 @@ def evaluation_figures(
     try:
         plot_class_bars({name: report}, folder / "classes.png")
         plot_confusion(evaluation.matrix, spec.labels, folder / "confusion.png")
-    except ImportError as error:
+    except Exception as error:  # the scores must not depend on what matplotlib thinks of a name
         print(f"classes.png and confusion.png were not drawn: {error}")
 
 
-def begin_run(output_dir: str, recipe: dict, overwrite: bool = False) -> None:
-    """Write the merged recipe, after removing what an earlier run left if it is to be replaced."""
+def begin_run(output_dir: str, recipe: dict, overwrite: bool = False, resumed_at: int = 0) -> None:
+    """Write the merged recipe, after removing what an earlier run left if it is to be replaced.
+
+    A run that is resumed at step `resumed_at` with another recipe keeps the earlier one, as `recipe_until_STEP.yaml`.
+    """
     folder = Path(output_dir)
     if overwrite:
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        (folder / "metrics.json").unlink(missing_ok=True)
-    # Neither the token nor where a run is uploaded is part of what others would repeat.
-    left_out = ("resume", "overwrite", "push_to_hub", "hub_")
-    dump({key: value for key, value in recipe.items() if not key.startswith(left_out)}, folder / "recipe.yaml")
+        remove_run(folder)
+    file = folder / RECIPE_FILE
+    recipe = without_location(recipe)
+    if resumed_at and file.is_file() and differences(load_yaml(file.read_text(encoding="utf-8")), recipe, {}):
+        shutil.copy2(file, folder / EARLIER_RECIPE.format(resumed_at))
+    temporary = folder / f".{RECIPE_FILE}"
+    dump(recipe, temporary)
+    temporary.replace(file)
 
 
-def finish_run(trainer: DistillationTrainer, spec: DatasetSpec, report: dict) -> None:
-    """Turn the output folder into the final one: student, processor, `metrics.json`, log, figures and model card."""
+def remove_run(folder: Path) -> None:
+    """Remove what a run leaves, its scores first: a stopped `--overwrite` must not leave them to the next recipe."""
+    for name in ("metrics.json", "README.md", "training_log.json"):
+        (folder / name).unlink(missing_ok=True)
+    for pattern in ("model*.safetensors", "recipe_until_*.yaml"):
+        for file in folder.glob(pattern):
+            file.unlink()
+    shutil.rmtree(folder / "figures", ignore_errors=True)
+    remove_checkpoints(folder)
+
+
+def finish_run(trainer: DistillationTrainer, spec: DatasetSpec, report: dict, recipe: dict) -> None:
+    """Turn the output folder into the final one.
+
+    First student, processor, recipe, log and, last and in one step, `metrics.json`: from then on the run is finished.
+    Figures and model card are drawn from them, and each may fail alone. The checkpoints are removed at the end.
+
+    Raises:
+        TrainingFault: If student or metrics cannot be written; the checkpoints are kept.
+    """
     folder = Path(trainer.args.output_dir)
-    write_figures(trainer, spec, folder / "figures")
-    write_class_figure(report, folder / "figures" / "classes.png")
-    write_json(trainer.state.log_history, folder / "training_log.json")
-    write_json(report, folder / "metrics.json")
-    trainer.finish()  # late: it removes the checkpoints, from which all before can be made again
-    write_model_card(folder, trainer.hub_model_id, trainer.args.hub_revision)
+    try:
+        trainer.save_student()
+        if not (folder / RECIPE_FILE).is_file():  # the folder was deleted during the run
+            dump(without_location(recipe), folder / RECIPE_FILE)
+        write_json(trainer.state.log_history, folder / "training_log.json")
+        write_json(report, folder / "metrics.json")
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = write_failure(error)
+        if reason is None:
+            raise
+        raise TrainingFault(
+            f"Training is done, but the final folder {str(folder)!r} cannot be written: {reason}. The checkpoints are "
+            "kept. Mend it and run the same command with --resume: nothing is trained again."
+        ) from error
+    with optional("figures/predictions.png", folder):
+        write_figures(trainer, spec, folder / "figures")
+    draw(folder, trainer.hub_model_id, trainer.args.hub_revision)
+    trainer.clean_up()
+
+
+def draw(folder: str | Path, repo_id: str | None = None, branch: str | None = None) -> None:
+    """Draw the class figure, the curves and the model card of a finished run, from its files alone."""
+    folder = Path(folder)
+    report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    (folder / "figures").mkdir(exist_ok=True)
+    with optional("figures/classes.png", folder):
+        write_class_figure(report, folder / "figures" / "classes.png")
+    with optional("figures/curves.png", folder):
+        log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
+        write_curves({"student": log}, folder / "figures" / "curves.png")
+    with optional("README.md", folder):
+        write_model_card(folder, repo_id, branch)
+
+
+@contextmanager
+def optional(what: str, folder: Path) -> Iterator[None]:
+    """Let one picture or text fail alone: the message says why, and the command that draws it again."""
+    try:
+        yield
+    except Exception as error:  # whatever matplotlib, Pillow or a template raise: the run itself is saved
+        reason = " ".join(str(error).split())
+        print(
+            f"{what}: not drawn ({type(error).__name__}: {reason[:300]}). Student and metrics are saved. To draw it "
+            f"again: python -m hf_segkd.reports.run_folder {shlex.quote(str(folder))}"
+        )
 
 
 def write_figures(trainer: DistillationTrainer, spec: DatasetSpec, folder: Path) -> None:
-    """Write `predictions.png` and, where matplotlib is installed, `curves.png` for a finished run."""
+    """Write `predictions.png` and `sample.png`, a small image for the card's snippets."""
     folder.mkdir(parents=True, exist_ok=True)
     device = trainer.args.device
     segmenters = {"student": Segmenter(trainer.student, trainer.processing_class, device=device)}
@@ -81,7 +152,6 @@ def write_figures(trainer: DistillationTrainer, spec: DatasetSpec, folder: Path)
         print(f"predictions.png is drawn without the teacher: {error}")
         figure = prediction_figure({"student": segmenters["student"]}, trainer.eval_dataset, spec)
     figure.save(folder / "predictions.png")
-    write_curves({"student": trainer.state.log_history}, folder / "curves.png")
     sample = Image.fromarray(trainer.eval_dataset[0]["pixel_values"].permute(1, 2, 0).numpy())
     sample.thumbnail((512, 512))  # for the card's snippets, not for study
     sample.save(folder / "sample.png")
@@ -102,3 +172,8 @@ def write_curves(history: dict[str, list[dict]], path: Path) -> None:
         plot_curves(history, path)
     except ImportError as error:
         print(f"{path.name} was not drawn: {error}")
+
+
+if __name__ == "__main__":
+    for finished in sys.argv[1:]:
+        draw(finished)

@@ -34,7 +34,9 @@ class Warnings(TrainerCallback):
     """
 
     def __init__(self, weights: dict[str, Weight]):
-        self.weights, self.said, self.entries = weights, set(), 0
+        self.weights = weights
+        self.said = set()
+        self.entries = 0
 
     def warn(self, subject: str, message: str, *values) -> None:
         """Log `message` if nothing has been said about `subject`, in the main process."""
@@ -97,6 +99,32 @@ class Warnings(TrainerCallback):
         name = self._name(term)
         weight = self.weights[name]
         return weight.get(term.removeprefix(f"{name}_"), 1.0) if isinstance(weight, dict) else weight
+
+
+class OneClass(TrainerCallback):
+    """Says at the first evaluation where it is so that the student predicts one class everywhere.
+
+    Args:
+        trainer (`DistillationTrainer`): Has counted the predictions.
+        warnings ([`Warnings`]): Says it.
+    """
+
+    def __init__(self, trainer, warnings: Warnings):
+        self.trainer = trainer
+        self.warnings = warnings
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        matrix = self.trainer.last_matrix
+        predicted = matrix.sum(dim=0).nonzero().flatten().tolist()
+        if len(predicted) != 1 or int((matrix.sum(dim=1) > 0).sum()) < 2:
+            return
+        self.warnings.warn(
+            "one class",
+            "At step %d the student predicts one class, %s, on every validation image. If that lasts: start from "
+            "pretrained weights (backbone_weights, or a trained student), train for more steps, raise learning_rate, "
+            "or weigh the rare classes (losses.task.class_weights).",
+            *(state.global_step, self.trainer.student.config.id2label[predicted[0]]),
+        )
 
 
 class CheckTeacher(TrainerCallback):

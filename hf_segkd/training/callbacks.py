@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+
+from hf_segkd.distributed import world_size
 
 STATISTICS = ("running_mean", "running_var")
 
@@ -27,30 +31,52 @@ class SetEpoch(TrainerCallback):
 
 
 class SaveOnSignal(TrainerCallback):
-    """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second signal acts as usual."""
+    """On SIGTERM, SIGINT (Ctrl-C), SIGHUP or SIGUSR1: finish the step, save a checkpoint, stop.
 
-    signals = (signal.SIGTERM, signal.SIGINT)
+    With several processes all stop after the same step, also where only one of them got the signal. Schedulers send
+    signals twice: repeats are ignored for `patience` seconds, after that a signal acts as usual.
 
-    def __init__(self):
-        self.received, self._previous, self._pid = 0, {}, os.getpid()
+    Args:
+        patience (`float`, *optional*, defaults to `10.0`): Seconds.
+    """
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+    def __init__(self, patience: float = 10.0):
+        self.patience = patience
+        self.received = 0
+        self._noted = 0.0
+        self._previous = {}
+        self._pid = os.getpid()
+        self._group = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._previous = {number: signal.signal(number, self._note) for number in self.signals}
+        if world_size() > 1 and self._group is None:
+            # On the host: on the GPU's own group, reading the result would wait for all that is queued there.
+            self._group = torch.distributed.new_group(backend="gloo")
+        if threading.current_thread() is threading.main_thread():  # nobody else may handle signals
+            self._previous = {number: signal.signal(number, self._note) for number in self.signals}
 
     def _note(self, number, frame):
         if os.getpid() != self._pid:  # a data loader's worker: the parent stops it
             return
-        self.received = number
-        self._restore()
+        if not self.received:
+            self.received = number
+            self._noted = time.monotonic()
+        elif time.monotonic() - self._noted > self.patience:
+            signal.signal(number, self._previous[number])
+            signal.raise_signal(number)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if world_size() > 1:
+            number = torch.tensor(self.received)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
+            self.received = int(number)
         if self.received:
-            control.should_save = control.should_training_stop = True
+            control.should_save = True
+            control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._restore()
-
-    def _restore(self):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -125,6 +151,6 @@ class ModelEMA(TrainerCallback):
             self.model.load_state_dict(weights)
 
 
-def statistics(state: dict[str, Tensor]) -> list[Tensor]:
+def statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The running means and variances of all batch norms in a state dict."""
-    return [value for key, value in state.items() if key.rsplit(".", 1)[-1] in STATISTICS]
+    return {key: value for key, value in state.items() if key.rsplit(".", 1)[-1] in STATISTICS}

@@ -1,8 +1,9 @@
-"""Checkpoints that are whole or absent, whatever happens while they are written or removed."""
+"""Checkpoints on disk: complete or ignored, whatever happens while they are written, stored or removed."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -11,144 +12,136 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState, TrainerState
+from transformers import TrainerCallback
 
 from hf_segkd.console import TrainingFault
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
-# Hidden: neither Trainer nor a glob for checkpoints takes what is being written or removed for a checkpoint.
-UNFINISHED = ".unfinished-"
-# Names and sizes of all files of a checkpoint: a copy that was cut short does not agree with it.
+# Hash, size and name of every other file of a checkpoint. It is written last: a checkpoint without it is not complete.
 CONTENTS_FILE = "contents.txt"
+UNFINISHED = "unfinished\n"  # what it holds until then
+# Hidden: neither Trainer nor a glob for checkpoints finds what is being removed.
+REMOVED = ".removed-"
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "a file is too large"}
 
 
-@contextmanager
-def written_whole(folder: Path, is_main: bool, wait: Callable[[], None]) -> Iterator[Path]:
-    """Give a folder to write a checkpoint into, which takes the name `folder` only when all of it is on the disk.
-
-    A process that dies on the way leaves the earlier checkpoints as they were, and a hidden folder that the next save
-    removes.
+class AtomicCheckpoints(TrainerCallback):
+    """Completes each checkpoint after Trainer has written its files, and only then removes older ones.
 
     Args:
-        folder (`Path`): The checkpoint, `OUTPUT_DIR/checkpoint-STEP`. If there is one already, it is replaced.
-        is_main (`bool`): Whether this process makes, completes and renames the folder; all may write into it.
+        limit (`int`, *optional*): How many are kept, see [`remove_old`]. In place of Trainer's own `save_total_limit`,
+            which removes older checkpoints while the new one is not complete.
         wait (`Callable`): Returns when all processes have called it.
-
-    Raises:
-        TrainingFault: If the disk cannot take it.
     """
-    unfinished = folder.with_name(UNFINISHED + folder.name)
-    if is_main:
-        remove_unfinished(folder.parent)
-        unfinished.mkdir(parents=True)
-    wait()
+
+    def __init__(self, limit: int | None, wait: Callable[[], None]):
+        self.limit = limit
+        self.wait = wait
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"{PREFIX}{state.global_step}"
+        self.wait()  # until every process has written its files
+        if args.should_save:
+            with saving(folder):
+                complete(folder)
+            remove_old(folder, self.limit, state.best_model_checkpoint)
+        self.wait()
+
+
+def begin(folder: Path) -> None:
+    """Make an empty, unfinished checkpoint; what an earlier attempt left there or beside it is removed."""
+    remove_unfinished(folder.parent)
+    if folder.exists():
+        remove(folder)
+    folder.mkdir(parents=True)
+    (folder / CONTENTS_FILE).write_text(UNFINISHED, encoding="utf-8")
+
+
+def complete(folder: Path) -> None:
+    """Write the contents of a checkpoint whose files are all written. Until the last step it counts as unfinished."""
+    text = "".join(f"{_line(path, folder)}\n" for path in _files(folder))
+    # Without these, a power cut could leave the list and lose the files.
+    for path in (*_files(folder), folder):
+        _sync(path)
+    temporary = folder / f".{CONTENTS_FILE}"
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(folder / CONTENTS_FILE)
+    _sync(folder)
+    _sync(folder.parent)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: not finished, or a file that is missing, new or holds other bytes.
+
+    Every file is read and its hash compared.
+
+    Returns:
+        `str | None`: The first thing found, `None` for a complete checkpoint.
+    """
     try:
-        yield unfinished
-        wait()
-        if is_main:
-            _complete(unfinished, folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = _full_disk(error)
-        if reason is None:
-            raise
-        if is_main:
-            shutil.rmtree(unfinished)
-        raise TrainingFault(_advice(reason, folder)) from error
-    wait()
+        if not is_finished(checkpoint):
+            return "it was not finished"
+        lines = (checkpoint / CONTENTS_FILE).read_text(encoding="utf-8").splitlines()
+        listed = {line.rsplit("  ", 1)[-1]: line for line in lines}
+        found = {path.relative_to(checkpoint).as_posix(): path for path in _files(checkpoint)}
+        for name in sorted(listed.keys() | found.keys()):
+            if name not in found:
+                return f"{name} is missing"
+            if name not in listed:
+                return f"{name} does not belong to it"
+            if listed[name] != _line(found[name], checkpoint):
+                return f"{name} is damaged: its hash is not the one in {CONTENTS_FILE}"
+    except (OSError, UnicodeDecodeError) as error:
+        return f"it cannot be read ({error})"
+    return None
 
 
-class WholeCheckpoints(Trainer):
-    """Trainer whose checkpoints are whole or absent; what is in them stays as it was.
-
-    Against `Trainer`, the folder is written under a hidden name; older ones are ordered by their step, not by the
-    file system's clock; and the best one is looked for beside the checkpoint that is resumed, so that a run may be
-    moved.
-    """
-
-    def _save_checkpoint(self, model, trial):
-        folder = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(folder)
-        self.store_flos()
-        with written_whole(folder, self.args.should_save, self.accelerator.wait_for_everyone) as unfinished:
-            self.save_model(str(unfinished), _internal_call=True)
-            if not self.args.save_only_model:
-                self._save_optimizer_and_scheduler(str(unfinished))
-                self._save_scaler(str(unfinished))
-                self._save_rng_state(str(unfinished))
-            if self.args.should_save:
-                self._note_callbacks()
-                self.state.save_to_json(str(unfinished / TRAINER_STATE_NAME))
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder))
-        if self.args.should_save:
-            remove_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
-
-    def _note_callbacks(self) -> None:
-        stateful = [x for x in [*self.callback_handler.callbacks, self.control] if isinstance(x, ExportableState)]
-        self.state.stateful_callbacks |= {type(callback).__name__: callback.state() for callback in stateful}
-
-    def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):
-        trained = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
-        if resume_from_checkpoint is not None:
-            self._find_best(TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)))
-        return trained
-
-    def _find_best(self, saved: TrainerState) -> None:
-        if saved.best_model_checkpoint is None:
-            return
-        best = Path(self.args.output_dir) / Path(saved.best_model_checkpoint).name
-        self.state.best_model_checkpoint = str(best)
-        if not best.is_dir():
-            logger.warning("%s, the best so far, is gone; the best of what follows will be the result.", best.name)
-            self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether every file that was saved is there, in its full size."""
+def is_finished(checkpoint: Path) -> bool:
+    """Whether all files of a checkpoint have been written; what has happened to them since is not looked at."""
     contents = checkpoint / CONTENTS_FILE
-    return contents.is_file() and contents.read_text(encoding="utf-8") == _contents(checkpoint)
+    return contents.is_file() and contents.read_bytes() not in (b"", UNFINISHED.encode())
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The whole checkpoints in `output_dir`, oldest first; none when there is no such folder."""
-    return [checkpoint for checkpoint in _named(output_dir) if is_whole(checkpoint)]
+    """The finished checkpoints in `output_dir`, oldest first; none when there is no such folder."""
+    return [checkpoint for checkpoint in _named(output_dir) if is_finished(checkpoint)]
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """Path of the newest whole checkpoint in `output_dir`, or `None`; newer ones that are not whole are named."""
+    """Path of the newest complete checkpoint in `output_dir`, or `None`; newer ones are named with their damage."""
     for checkpoint in reversed(_named(output_dir)):
-        if is_whole(checkpoint):
+        reason = damage(checkpoint)
+        if reason is None:
             return str(checkpoint)
-        logger.warning("%s is not whole (files are missing or cut short) and is passed over.", checkpoint)
+        logger.warning("%s is not complete and is passed over: %s.", checkpoint, reason)
     return None
 
 
 def remove(checkpoint: Path) -> None:
     """Remove a checkpoint; at no moment is there a half removed one under its name."""
-    unfinished = checkpoint.with_name(UNFINISHED + checkpoint.name)
-    checkpoint.rename(unfinished)
-    shutil.rmtree(unfinished)
+    removed = checkpoint.with_name(REMOVED + checkpoint.name)
+    checkpoint.rename(removed)
+    shutil.rmtree(removed)
 
 
 def remove_checkpoints(output_dir: str | Path) -> None:
     """Remove all checkpoints, newest first: none needs a later one, so what an interruption leaves can be resumed."""
-    for checkpoint in reversed(checkpoints(output_dir)):
+    for checkpoint in reversed(_named(output_dir)):
         remove(checkpoint)
-    for broken in _named(output_dir):
-        shutil.rmtree(broken)
     remove_unfinished(Path(output_dir))
 
 
 def remove_unfinished(output_dir: Path) -> None:
     """Remove what a process left that died while it wrote or removed a checkpoint."""
-    for folder in output_dir.glob(f"{UNFINISHED}*"):
+    for folder in output_dir.glob(f"{REMOVED}*"):
         shutil.rmtree(folder)
+    for checkpoint in _named(output_dir):
+        contents = checkpoint / CONTENTS_FILE
+        if contents.is_file() and contents.read_bytes() == UNFINISHED.encode():
+            remove(checkpoint)
 
 
 def remove_old(newest: Path, limit: int | None, best: str | None) -> None:
@@ -161,19 +154,62 @@ def remove_old(newest: Path, limit: int | None, best: str | None) -> None:
         remove(checkpoint)
 
 
-def _complete(unfinished: Path, folder: Path) -> None:
-    (unfinished / CONTENTS_FILE).write_text(_contents(unfinished), encoding="utf-8")
-    # Without these, a power cut after the rename could leave the name and lose the contents.
-    for path in (*unfinished.rglob("*"), unfinished):
-        _sync(path)
-    if folder.exists():
-        replaced = folder.with_name(f"{UNFINISHED}replaced-{folder.name}")
-        folder.rename(replaced)
-        unfinished.rename(folder)
-        shutil.rmtree(replaced)
-    else:
-        unfinished.rename(folder)
-    _sync(folder.parent)
+@contextmanager
+def saving(folder: Path, is_main: bool = True) -> Iterator[None]:
+    """Say in one paragraph why a checkpoint cannot be written, and remove what there is of it.
+
+    Raises:
+        TrainingFault: For what the system says: disk full, quota, folder gone. All other errors pass unchanged.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = write_failure(error)
+        if reason is None:
+            raise
+        if is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise TrainingFault(_advice(reason, folder)) from error
+
+
+def write_failure(error: Exception) -> str | None:
+    """Why a file could not be written, if that is what `error` says."""
+    if isinstance(error, OSError):
+        return FULL.get(error.errno, str(error))
+    text = str(error)
+    # safetensors reports what the system said as text; torch.save that its own writer failed, without a reason.
+    for number, reason in FULL.items():
+        if os.strerror(number) in text or f"os error {number}" in text:
+            return reason
+    if isinstance(error, SafetensorError):
+        return text
+    if "Parent directory" in text and "does not exist" in text:
+        return "the folder is gone"
+    writer_failed = any(name in text for name in ("PytorchStreamWriter", "iostream error", "inline_container"))
+    return "the disk is full, or refuses what is written" if writer_failed else None
+
+
+def _advice(reason: str, folder: Path) -> str:
+    last = last_checkpoint(folder.parent)
+    state = f"{Path(last).name} is complete: free some space" if last else "There is no earlier one: free some space"
+    if reason not in FULL.values():
+        state = f"{Path(last).name} is complete: mend it" if last else "There is no earlier one: mend it"
+    return (
+        f"Saving {folder.name} in {str(folder.parent)!r} failed: {reason}. {state} and run the same command with "
+        "--resume. A smaller save_total_limit, or a larger save_steps, needs less room or writes less often."
+    )
+
+
+def _line(path: Path, folder: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{digest}  {path.stat().st_size}  {path.relative_to(folder).as_posix()}"
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files that belong to a checkpoint; hidden ones are the system's, such as .DS_Store."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in paths if path.name != CONTENTS_FILE and not path.name.startswith(".")]
 
 
 def _sync(path: Path) -> None:
@@ -184,37 +220,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _contents(folder: Path) -> str:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CONTENTS_FILE)
-    return "".join(f"{path.relative_to(folder).as_posix()}: {path.stat().st_size} bytes\n" for path in files)
-
-
 def _named(output_dir: str | Path) -> list[Path]:
     found = [path for path in Path(output_dir).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=_step)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix(PREFIX))
-
-
-def _full_disk(error: Exception) -> str | None:
-    """Why nothing more can be written, if that is what `error` says."""
-    if isinstance(error, OSError):
-        return FULL.get(error.errno)
-    text = str(error)
-    # safetensors reports what the system said as text; torch.save that its own writer failed, without a reason.
-    for number, reason in FULL.items():
-        if os.strerror(number) in text or f"os error {number}" in text:
-            return reason
-    writer_failed = any(name in text for name in ("PytorchStreamWriter", "iostream error", "inline_container"))
-    return "the disk is full, or refuses what is written" if writer_failed else None
-
-
-def _advice(reason: str, folder: Path) -> str:
-    last = last_checkpoint(folder.parent)
-    state = f"{Path(last).name} is whole: free some space" if last else "There is no earlier one: free some space"
-    return (
-        f"Saving {folder.name} in {str(folder.parent)!r} failed: {reason}. {state} and run the same command with "
-        "--resume. A smaller save_total_limit, or a larger save_steps, needs less room or writes less often."
-    )
+    return sorted(found, key=lambda checkpoint: int(checkpoint.name.removeprefix(PREFIX)))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -17,8 +20,11 @@ from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.class_map import class_names, map_classes, normal, placeholders
 from hf_segkd.loading.native import expose_features
 from hf_segkd.losses import LOSSES
-from hf_segkd.training.checkpoints import PREFIX, last_checkpoint
+from hf_segkd.training.argument_checks import check_arguments, check_processes, check_weights
+from hf_segkd.training.checkpoints import PREFIX, complete, is_finished, last_checkpoint
 from hf_segkd.training.config import DistillationConfig
+from hf_segkd.training.dry_run import check_forwards, check_sizes, smallest_batch
+from hf_segkd.training.run_lock import LOCK_FILE, run_lock
 
 logger = logging.getLogger(__name__)
 SAMPLE = 1000  # images of a split whose files are decoded before training
@@ -30,8 +36,8 @@ def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bo
     Args:
         output_dir (`str`): Folder of the run; made when it does not exist.
         overwrite (`bool`, *optional*, defaults to `False`): Whether earlier files in it may be replaced.
-        resume (`bool`, *optional*, defaults to `False`): Whether to go on from its newest whole checkpoint. An empty
-            folder, and a run that ended before its first checkpoint, start from the beginning, so that a queue can
+        resume (`bool`, *optional*, defaults to `False`): Whether to go on from its newest complete checkpoint. An
+            empty folder, and a run that ended before its first checkpoint, start from the beginning, so that a queue can
             run the same command again.
 
     Returns:
@@ -40,18 +46,10 @@ def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bo
     Raises:
         ValueError: If no folder is named, it cannot be written, or it holds files and neither option is given.
     """
-    if not output_dir:
-        raise ValueError("No output folder. Give --output_dir FOLDER (or output_dir: in a recipe).")
     if overwrite and resume:
         raise ValueError("--overwrite and --resume contradict each other. Give one of them.")
-    folder = Path(output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"Output folder {output_dir!r} cannot be written: {error.strerror}. Give another.") from None
-    found = sorted(path.name for path in folder.iterdir())
+    folder = _writable(output_dir)
+    found = sorted(path.name for path in folder.iterdir() if not path.name.startswith(LOCK_FILE))
     checkpoint = last_checkpoint(output_dir)
     if not found or overwrite:
         return None
@@ -61,7 +59,7 @@ def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bo
     if resume and "recipe.yaml" in found and "metrics.json" not in found and not broken:
         return None
     if resume:
-        state = "holds a finished run" if "metrics.json" in found else "has no whole checkpoint"
+        state = "holds a finished run" if "metrics.json" in found else "has no complete checkpoint"
         raise ValueError(
             f"Nothing to resume: output folder {output_dir!r} {state}. Use --overwrite or another folder."
         )
@@ -70,6 +68,36 @@ def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bo
         f"Output folder {output_dir!r} is not empty (it holds {', '.join(found[:5] + ['...'] * (len(found) > 5))}). "
         f"Use --overwrite to replace its run{way_out}, or give another folder."
     )
+
+
+@contextmanager
+def own_folder(config: DistillationConfig) -> Iterator[None]:
+    """Hold the output folder for this run, see [`~hf_segkd.training.run_lock.run_lock`]; the main process does.
+
+    Raises:
+        ValueError: No folder is named, it cannot be written, another run holds it, or processes that were launched
+            together have not found each other.
+    """
+    check_processes(config)
+    with ExitStack() as held:
+        with config.main_process_first():
+            folder = _writable(config.output_dir)
+            if config.should_save:
+                held.enter_context(run_lock(folder))
+        yield
+
+
+def _writable(output_dir: str | None) -> Path:
+    if not output_dir:
+        raise ValueError("No output folder. Give --output_dir FOLDER (or output_dir: in a recipe).")
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"Output folder {output_dir!r} cannot be written: {error.strerror}. Give another.") from None
+    return folder
 
 
 def find_checkpoint(config: DistillationConfig, overwrite: bool = False, resume: bool = False) -> str | None:
@@ -83,7 +111,11 @@ def find_checkpoint(config: DistillationConfig, overwrite: bool = False, resume:
         return checkpoint
     name = config.hub_model_id or Path(config.output_dir).absolute().name
     repo_id = open_repository(name, config.hub_private_repo, config.hub_revision, config.hub_token)
-    return fetch_checkpoint(repo_id, config.output_dir, config.hub_revision, config.hub_token)
+    checkpoint = fetch_checkpoint(repo_id, config.output_dir, config.hub_revision, config.hub_token)
+    for best in Path(config.output_dir).glob(f"{PREFIX}*"):  # put together from the repository's root
+        if not is_finished(best):
+            complete(best)
+    return checkpoint
 
 
 def check_teacher(teacher: str | None, losses: dict[str, dict]) -> bool:
@@ -151,12 +183,59 @@ def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> 
     )
 
 
+def name_classes(student: PreTrainedModel, spec: DatasetSpec) -> None:
+    """Write the dataset's class names into a student that was loaded with others: placeholders or another spelling."""
+    student.config.id2label = dict(spec.id2label)
+    student.config.label2id = {name: index for index, name in spec.id2label.items()}
+
+
+def check_labeled(dataset: Dataset, split: str, ignore_index: int) -> None:
+    """Refuse a split without a single labeled pixel; reads images until one has some, mostly the first.
+
+    Raises:
+        ValueError: Names the split.
+    """
+    for index in range(len(dataset)):
+        if bool((dataset[index]["labels"] != ignore_index).any()):
+            return
+    raise ValueError(
+        f"Not one pixel of the {len(dataset)} {split} images is labeled. Check the masks and the label map; test "
+        "splits of benchmarks are often published without labels."
+    )
+
+
+def check_run(trainer) -> None:
+    """Refuse what would fail in training, or would train nothing.
+
+    Args:
+        trainer (`DistillationTrainer`): Ready to train.
+
+    Raises:
+        ValueError: Arguments that cannot work, too few images for one step, splits without a labeled pixel, crops that
+            the student cannot be trained on, or validation images that it cannot predict.
+    """
+    args, distiller, evaluated = trainer.args, trainer.model, trainer.eval_dataset
+    check_arguments(args, trainer.student)
+    check_weights(distiller.weights)
+    batch = smallest_batch(
+        len(trainer.train_dataset), args.per_device_train_batch_size, args.world_size, args.dataloader_drop_last
+    )
+    if trainer.teacher is None:  # with one, images without labels teach too
+        check_labeled(trainer.train_dataset, "training", trainer.ignore_index)
+    image = None
+    if evaluated is not None:
+        check_labeled(evaluated, "validation", trainer.ignore_index)
+        check_sizes(trainer.student.config, evaluated, args.per_device_eval_batch_size)
+        image = evaluated[0]["pixel_values"]
+    check_forwards(distiller, batch, trainer.train_size, image)
+
+
 def check_data(
     dataset: OpenedDataset, how: Literal["sample", "full", "none"] = "sample", skip_unreadable: bool = False
 ) -> list[int]:
     """Check the files of the training and evaluation split, and that no image is in two splits.
 
-    Unreadable files, masks that do not fit their image, that are colour pictures or JPEG, or that hold values outside
+    Unreadable files, masks that do not fit their image, that are color pictures or JPEG, or that hold values outside
     the classes, and images in two splits are refused. Masks without any label, and equal file names of different
     images, are logged as warnings; so are images in two splits of a published dataset, which nobody can mend.
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
+import PIL.Image
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_segkd.console import TrainingFault
@@ -90,6 +94,56 @@ def _arrived(seen: _Seen) -> bool:
     return seen.ready is None or seen.ready.query()
 
 
+class NamedImages(Dataset):
+    """A dataset whose errors name the file: images that are deleted, cut short or replaced while a run reads them.
+
+    Args:
+        dataset (`torch.utils.data.Dataset`): Of training or validation.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        try:
+            return self.dataset[index]
+        except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise
+            reason = " ".join(str(error).split())
+            raise TrainingFault(
+                f"Image {index} cannot be read any more: {_broken_file(self.dataset, index)}{reason}. Was it changed "
+                "during the run? Restore it and run the same command with --resume."
+            ) from error
+
+
+def _broken_file(dataset: Dataset, index: int) -> str:
+    """The file of an item that cannot be decoded, where the dataset knows its files."""
+    rows = getattr(dataset, "dataset", None)
+    if not isinstance(rows, datasets.Dataset):
+        return ""
+    for column in ("image", "annotation"):
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    row = rows[index]
+    for column in ("image", "annotation"):
+        path = row[column] and row[column]["path"]
+        if path and not _decodes(path):
+            return f"{path}: "
+    return f"{row['image_id']}: "
+
+
+def _decodes(path: str) -> bool:
+    try:
+        with PIL.Image.open(path) as picture:
+            picture.load()
+    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError):
+        return False
+    return True
+
+
 @contextmanager
 def explained(args: TrainingArguments, size: tuple[int, int], trainer: Trainer) -> Iterator[None]:
     """Turn what the system does to a training into a [`TrainingFault`]: memory that is used up, workers that die.
@@ -104,21 +158,29 @@ def explained(args: TrainingArguments, size: tuple[int, int], trainer: Trainer) 
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except TrainingFault as error:
+        # From a process that reads images it comes with that process's traceback, the message last.
+        text = str(error).rsplit("TrainingFault: ", 1)[-1].strip()
+        raise TrainingFault(text) from error
+    except (RuntimeError, MemoryError, OSError) as error:
+        step = trainer.state.global_step
         text = str(error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in text:
-            raise TrainingFault(_out_of_memory(args, size, trainer.state.global_step)) from error
+            raise TrainingFault(_out_of_memory(args, size, trainer)) from error
         if "DataLoader worker (pid" in text:
-            raise TrainingFault(_dead_worker(args, text, trainer.state.global_step)) from error
+            raise TrainingFault(_dead_worker(args, text, step)) from error
+        if "Too many open files" in text or "received 0 items of ancdata" in text:
+            raise TrainingFault(_too_many_files(args, step)) from error
         raise
 
 
-def _out_of_memory(args: TrainingArguments, size: tuple[int, int], step: int) -> str:
+def _out_of_memory(args: TrainingArguments, size: tuple[int, int], trainer: Trainer) -> str:
+    step = trainer.state.global_step
     batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     ways = []
     if not (args.bf16 or args.fp16):
         ways.append("bf16: true")
-    if not args.activation_checkpointing:
+    if not args.activation_checkpointing and trainer.student.supports_gradient_checkpointing:
         ways.append("activation_checkpointing: true (slower, the same numbers)")
     if batch > 1:
         ways.append(
@@ -140,4 +202,11 @@ def _dead_worker(args: TrainingArguments, text: str, step: int) -> str:
         f"killed, memory has run out: set dataloader_num_workers below {args.dataloader_num_workers}, or "
         "dataloader_prefetch_factor: 1. A bus error means that /dev/shm is too small (docker run --shm-size=8g). "
         "Then run the same command with --resume."
+    )
+
+
+def _too_many_files(args: TrainingArguments, step: int) -> str:
+    return (
+        f"Out of file descriptors after step {step}. Raise the limit (ulimit -n 65536), or set dataloader_num_workers "
+        f"below {max(args.dataloader_num_workers, 1)}. Then run the same command with --resume."
     )

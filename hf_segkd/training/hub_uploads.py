@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from hf_segkd.hub import CheckpointUploads, open_repository, push_folder
+from hf_segkd.training.checkpoints import PREFIX
 
 
 class UploadsToHub(Trainer):
@@ -32,6 +33,18 @@ class UploadsToHub(Trainer):
         return push_folder(self.args.output_dir, self.hub_model_id, self.args.hub_revision, self.args.hub_token)
 
     def _push_from_checkpoint(self, checkpoint_folder):
-        if self.is_world_process_zero():
-            best = self.state.best_model_checkpoint or checkpoint_folder
-            self.push_in_progress.start(checkpoint_folder, best, self.state.global_step)
+        """Nothing yet: Trainer calls this before the checkpoint is complete. See [`UploadCheckpoints`]."""
+
+
+class UploadCheckpoints(TrainerCallback):
+    """Uploads each checkpoint once it is complete; comes after the callback that completes it."""
+
+    def __init__(self, trainer: UploadsToHub):
+        self.trainer = trainer
+
+    def on_save(self, args, state, control, **kwargs):
+        if args.push_to_hub and state.is_world_process_zero:
+            checkpoint = str(Path(args.output_dir) / f"{PREFIX}{state.global_step}")
+            self.trainer.push_in_progress.start(
+                checkpoint, state.best_model_checkpoint or checkpoint, state.global_step
+            )

@@ -1,13 +1,11 @@
-"""Trainer that distils."""
+"""Trainer that distills."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -17,27 +15,27 @@ from hf_segkd.distributed import average
 from hf_segkd.evaluation.confusion import confusion_matrices, scores
 from hf_segkd.evaluation.inference import upsampled_argmax
 from hf_segkd.evaluation.profiling import peak_memory_mib
-from hf_segkd.hub import released_processor
 from hf_segkd.loading.class_map import class_names, map_classes
+from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
 from hf_segkd.loading.pretrained import load_processor
 from hf_segkd.models import InputNormalization, upsamples_with_align_corners
-from hf_segkd.training.advice import CheckTeacher, Warnings
-from hf_segkd.training.callbacks import ModelEMA, ProgressBar, SaveOnSignal, SetEpoch, SetProgress, statistics
-from hf_segkd.training.checkpoints import WholeCheckpoints, remove_checkpoints
+from hf_segkd.training.advice import CheckTeacher, OneClass, Warnings
+from hf_segkd.training.callbacks import ModelEMA, ProgressBar, SaveOnSignal, SetEpoch, SetProgress
+from hf_segkd.training.checkpointing import StudentCheckpoints
+from hf_segkd.training.checkpoints import AtomicCheckpoints, remove_checkpoints
+from hf_segkd.training.checks import check_run
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.distiller import Distiller, build_distiller
-from hf_segkd.training.faults import FiniteWatch, explained
-from hf_segkd.training.hub_uploads import UploadsToHub
+from hf_segkd.training.faults import FiniteWatch, NamedImages, explained
+from hf_segkd.training.hub_uploads import UploadCheckpoints, UploadsToHub
 from hf_segkd.training.optim import chain, clip_own_gradients, loss_optimizers
+from hf_segkd.training.processors import whole_image_processor
 from hf_segkd.training.timing import StepClock, TimeStudent
-
-LOSSES_FILE = "losses.safetensors"
-# With `ema_decay`: the weights that are trained, beside model.safetensors, which holds their average.
-WEIGHTS_FILE = "weights.safetensors"
+from hf_segkd.training.work import StopUnlabeled, WorkDone, check_done
 
 
-class DistillationTrainer(UploadsToHub, WholeCheckpoints):
+class DistillationTrainer(UploadsToHub, StudentCheckpoints):
     """[`~transformers.Trainer`] for a student, with or without a teacher.
 
     The trained module is a [`~hf_segkd.training.distiller.Distiller`] (student and losses); the teacher stays outside:
@@ -58,8 +56,12 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
         callbacks (`list[TrainerCallback]`, *optional*): As for `Trainer`.
 
     Raises:
-        ValueError: If a class of the student has no counterpart among the teacher's, or a loss refuses their outputs.
-        TrainingFault: In `train`, when a loss is not finite, memory is used up, a worker dies or the disk is full.
+        ValueError: If a class of the student has no counterpart among the teacher's, a loss refuses their outputs, or
+            anything else is found by [`~hf_segkd.training.checks.check_run`].
+        TrainingFault: In `train`, when a loss is not finite, memory is used up, a worker dies, an image cannot be read
+            any more or the disk is full; or when the run that is resumed is not this one.
+
+    The processor that is saved beside the student leaves images at their own size, at which the student is scored.
     """
 
     def __init__(
@@ -77,9 +79,11 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
         callbacks: list[TrainerCallback] | None = None,
         ignore_index: int = 255,
     ):
-        processing_class = processing_class or load_processor(student)
+        check_finite(student, "student")
+        processing_class = whole_image_processor(processing_class or load_processor(student))
         size = tuple(train_dataset[0]["pixel_values"].shape[-2:])
         if teacher is not None:
+            check_finite(teacher, "teacher")
             map_classes(teacher, class_names(student.config), teacher_classes)
         normalization = InputNormalization.from_processor(processing_class)
         if losses is None:
@@ -88,12 +92,23 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
             distiller = Distiller(student, losses, normalization=normalization)
         if args.world_size > 1 and args.device.type == "cuda":
             distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
-        self.ignore_index, self.num_labels = ignore_index, student.config.num_labels
+        self.ignore_index = ignore_index
+        self.num_labels = student.config.num_labels
         self.align_corners = upsamples_with_align_corners(student.config)
-        self.eval_matrix, self.eval_scores = 0, {}
-        self.train_size, self.finite = size, FiniteWatch(args.output_dir)
-        self._terms, self._term_count, self.clock = {}, 0, StepClock(args.device)
+        self.eval_matrix = 0
+        self.last_matrix = torch.zeros(self.num_labels, self.num_labels)
+        self.eval_scores = {}
+        self.train_size = size
+        self.finite = FiniteWatch(args.output_dir)
+        images = 0 if eval_dataset is None else len(eval_dataset)
+        data = {"training images": len(train_dataset), "validation images": images, "processes": args.world_size}
+        self.work = WorkDone(data, ignore_index)
+        self.allow_changes = False  # of data, when a run is resumed
+        self._terms = {}
+        self._term_count = 0
+        self.clock = StepClock(args.device)
         self.average = ModelEMA(student, args.ema_decay) if args.ema_decay else None
+        warnings = Warnings(distiller.weights)
         super().__init__(
             model=distiller,
             args=args,
@@ -103,9 +118,16 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
             processing_class=processing_class,
             compute_metrics=self._add_to_metrics,
             callbacks=[
-                *(SetEpoch(train_dataset), SetProgress(distiller), SaveOnSignal()),
+                AtomicCheckpoints(args.save_total_limit, lambda: self.accelerator.wait_for_everyone()),
+                UploadCheckpoints(self),
+                SetEpoch(train_dataset),
+                SetProgress(distiller),
+                SaveOnSignal(),
                 *([self.average] if self.average else []),
-                *(TimeStudent(student, self.clock), warnings := Warnings(distiller.weights)),
+                TimeStudent(student, self.clock),
+                warnings,
+                StopUnlabeled(self),
+                OneClass(self, warnings),
                 CheckTeacher(self, warnings),
                 *(callbacks or []),
             ],
@@ -115,9 +137,12 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
             self.add_callback(ProgressBar)
         # Native heads take **kwargs, which Trainer reads as "the loss is already divided by the accumulation steps".
         self.model_accepts_loss_kwargs = False
-        self.student, self.teacher, self.run_teacher = student, None, None
+        self.student = student
+        self.teacher = None
+        self.run_teacher = None
         if teacher is not None:
             self._take(teacher, teacher_processing_class or load_processor(teacher))
+        check_run(self)
 
     def _take(self, teacher: PreTrainedModel, processing_class) -> None:
         dtype = getattr(torch, self.args.teacher_dtype)
@@ -129,8 +154,16 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
     def train(self, *args, **kwargs):
         if self.average:
             self.average.restart()
-        with explained(self.args, self.train_size, self), self._fast_teacher():
-            result = super().train(*args, **kwargs)
+        # Trainer would remove older checkpoints before the new one is complete: AtomicCheckpoints does it.
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = None
+        try:
+            with explained(self.args, self.train_size, self), self._fast_teacher():
+                result = super().train(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+        check_done(self)
+        average(list(self._statistics().values()))
         if self.average:
             self.average.apply()
         return result
@@ -163,6 +196,7 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
         with self.clock.span("model"):
             output = model(**inputs, teacher=teacher)
         self.clock.images += len(inputs["labels"]) * self.args.world_size
+        self.work.see(inputs["labels"])
         for term, value in output.terms.items():
             self._terms[term] = self._terms.get(term, 0) + value
         self._term_count += 1
@@ -203,18 +237,11 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
     # ---- evaluation: confusion matrices instead of logits --------------------------------------------------------
 
     def evaluate(self, *args, **kwargs):
-        self._share_statistics()
-        with self._averaged(), self.clock.span("pause", on_host=True):
+        with self._shared_statistics(), self._averaged(), self.clock.span("pause", on_host=True):
             return super().evaluate(*args, **kwargs)
 
-    def _averaged(self) -> AbstractContextManager:
-        """While training, what is evaluated and saved is the moving average where there is one."""
-        return self.average.applied() if self.average and self.is_in_train else nullcontext()
-
-    def _share_statistics(self) -> None:
-        # Each process counts the batch norm statistics of its own images; only on CUDA they share them at every step.
-        average(statistics(self.accelerator.unwrap_model(self.model).state_dict()))
-        average(statistics(self.average.values) if self.average else [])
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        return super()._get_dataloader(NamedImages(dataset), *args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None):
         # Trainer's drop_last, meant for BatchNorm in training, would also leave out the last evaluation images.
@@ -237,55 +264,19 @@ class DistillationTrainer(UploadsToHub, WholeCheckpoints):
         self.eval_matrix = self.eval_matrix + prediction.predictions.sum(dim=0).cpu()
         if not compute_result:
             return {}
-        self.eval_scores, self.eval_matrix = scores(self.eval_matrix), 0
+        self.last_matrix = self.eval_matrix
+        self.eval_matrix = 0
+        self.eval_scores = scores(self.last_matrix)
         return {key: float(value) for key, value in self.eval_scores.items() if not key.startswith("per_category")}
 
-    # ---- checkpoints: the student alone, the losses beside it ----------------------------------------------------
+    # ---- the end -------------------------------------------------------------------------------------------------
 
-    def _save_checkpoint(self, model, trial):
-        self.finite.wait()
-        self._share_statistics()
-        with self.clock.span("pause", on_host=True):
-            super()._save_checkpoint(model, trial)
-
-    def _save(self, output_dir=None, state_dict=None):
-        if not self.args.should_save:
-            return
-        output_dir = Path(output_dir or self.args.output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        distiller = self.accelerator.unwrap_model(self.model)
-        with self._averaged():
-            distiller.student.save_pretrained(output_dir)
-        released_processor(self.processing_class, distiller.student.config).save_pretrained(output_dir)
-        if self.average and self.is_in_train:
-            save_file(distiller.student.state_dict(), output_dir / WEIGHTS_FILE, metadata={"format": "pt"})
-        losses = {key: value.contiguous() for key, value in distiller.losses.state_dict().items()}
-        if losses and output_dir != Path(self.args.output_dir):
-            save_file(losses, output_dir / LOSSES_FILE, metadata={"format": "pt"})
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        distiller, folder = self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint)
-        self._load_student(folder)
-        if (folder / WEIGHTS_FILE).is_file():
-            distiller.student.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
-        file = folder / LOSSES_FILE
-        distiller.losses.load_state_dict(load_file(file) if file.is_file() else {}, strict=True)
-
-    def _load_student(self, folder) -> None:
-        student = self.accelerator.unwrap_model(self.model).student
-        # Through from_pretrained: the files of native models carry the Hub's older names (SegFormer), which a plain
-        # load_state_dict would skip with a mere warning.
-        saved = type(student).from_pretrained(folder, dtype=torch.float32)
-        student.load_state_dict(saved.state_dict(), strict=True)
-        if self.average:
-            self.average.restart()
-
-    def _load_best_model(self):
-        self._load_student(self.state.best_model_checkpoint)
-
-    def finish(self) -> None:
-        """Save the final student into `output_dir` and remove the checkpoints, unless `keep_checkpoints` is set."""
+    def save_student(self) -> None:
+        """Save the final student into `output_dir`."""
         self.save_model(_internal_call=True)  # else Trainer would push a folder that is not complete yet
+
+    def clean_up(self) -> None:
+        """Remove the checkpoints, unless `keep_checkpoints` is set: when all else is written, they are not needed."""
         if self.args.should_save and not self.args.keep_checkpoints:
             remove_checkpoints(self.args.output_dir)
 

@@ -202,5 +202,5 @@ def test_file_that_may_not_grow_is_a_full_disk_too(tmp_path, tiny_student):
         message = fault_of(trainer_for(tmp_path, tiny_student, callbacks=[limit], **LONG))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "Saving checkpoint-4" in message and "checkpoint-2 is whole: free some space" in message
+    assert "Saving checkpoint-4" in message and "checkpoint-2 is complete: free some space" in message
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]

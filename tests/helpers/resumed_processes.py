@@ -31,7 +31,7 @@ def run(folder: Path, resume: str | None = None):
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     whole = run(folder / "run")
-    found = {"whole": weights(whole.model), "statistics": statistics(whole.model.state_dict())}
+    found = {"whole": weights(whole.model), "statistics": list(statistics(whole.model.state_dict()).values())}
     found["rng"] = sorted(path.name for path in (folder / "run" / "checkpoint-3").glob("rng_state*"))
     resumed = run(folder / "run", str(folder / "run" / "checkpoint-3"))
     found["resumed"] = weights(resumed.model)

@@ -18,12 +18,13 @@ from helpers.trainers import equal, trainer_for, weights
 from hf_segkd.console import TrainingFault
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.training.checkpoints import (
+    begin,
     checkpoints,
-    is_whole,
+    complete,
+    damage,
     last_checkpoint,
     remove_checkpoints,
     remove_old,
-    written_whole,
 )
 from hf_segkd.training.checks import check_output_dir
 
@@ -65,23 +66,24 @@ def test_two_processes_share_their_statistics_and_resume_to_the_same_bits(tmp_pa
 
 
 def save(folder, step, size=10):
-    with written_whole(folder / f"checkpoint-{step}", True, lambda: None) as unfinished:
-        (unfinished / "model.safetensors").write_bytes(b"x" * size)
-    return folder / f"checkpoint-{step}"
+    checkpoint = folder / f"checkpoint-{step}"
+    begin(checkpoint)
+    (checkpoint / "model.safetensors").write_bytes(b"x" * size)
+    complete(checkpoint)
+    return checkpoint
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_failed_save_leaves_the_earlier_ones_and_the_next_save_cleans_up(tmp_path):
-    """A half written folder under the name of a checkpoint would be resumed from."""
+def test_failed_save_leaves_the_earlier_ones_and_the_next_save_cleans_up(tmp_path, caplog):
+    """A half written checkpoint would be resumed from, or stay for ever."""
     save(tmp_path, 1)
-    with pytest.raises(KeyError), written_whole(tmp_path / "checkpoint-2", True, lambda: None) as unfinished:
-        (unfinished / "model.safetensors").write_bytes(b"x")
-        raise KeyError
-    assert names(tmp_path) == [".unfinished-checkpoint-2", "checkpoint-1"]
+    begin(tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(b"x")
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    assert "checkpoint-2 is not complete and is passed over: it was not finished" in caplog.text
     save(tmp_path, 3)
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-3"]
 
@@ -89,25 +91,39 @@ def test_failed_save_leaves_the_earlier_ones_and_the_next_save_cleans_up(tmp_pat
 def test_checkpoint_of_the_same_step_is_replaced(tmp_path):
     """Who resumes from an earlier checkpoint by hand comes past a step that was saved before."""
     save(tmp_path, 1)
+    (tmp_path / "checkpoint-1" / "rng_state_1.pth").write_bytes(b"of a second process")
     assert (save(tmp_path, 1, size=20) / "model.safetensors").stat().st_size == 20
-    assert names(tmp_path) == ["checkpoint-1"] and is_whole(tmp_path / "checkpoint-1")
+    assert names(tmp_path) == ["checkpoint-1"] and damage(tmp_path / "checkpoint-1") is None
+    assert names(tmp_path / "checkpoint-1") == ["contents.txt", "model.safetensors"]
 
 
-@pytest.mark.parametrize("damage", ["cut short", "missing", "no list", "more"])
-def test_broken_checkpoint_is_passed_over_and_named(tmp_path, damage, caplog):
-    """A copy from another machine that broke off ends in a KeyError, or in other weights."""
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "cut short": (lambda folder: os.truncate(folder / "model.safetensors", 5), "model.safetensors is damaged"),
+    "one bit": (lambda folder: flip(folder / "model.safetensors"), "model.safetensors is damaged"),
+    "zeroed": (lambda folder: (folder / "model.safetensors").write_bytes(bytes(10)), "model.safetensors is damaged"),
+    "missing": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no list": (lambda folder: (folder / "contents.txt").unlink(), "it was not finished"),
+    "empty list": (lambda folder: (folder / "contents.txt").write_bytes(b""), "it was not finished"),
+    "garbled list": (lambda folder: (folder / "contents.txt").write_bytes(b"\xff\x00"), "it cannot be read"),
+    "more": (lambda folder: (folder / "weights.safetensors").write_bytes(b"x"), "weights.safetensors does not belong"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_checkpoint_is_passed_over_and_named(tmp_path, name, caplog):
+    """A flipped bit resumes to other weights, a zeroed file ends in a traceback beside an older whole checkpoint."""
     save(tmp_path, 1)
     newest = save(tmp_path, 10)
-    if damage == "cut short":
-        os.truncate(newest / "model.safetensors", 5)
-    elif damage == "missing":
-        (newest / "model.safetensors").unlink()
-    elif damage == "no list":
-        (newest / "contents.txt").unlink()
-    else:
-        (newest / "model.safetensors.part").write_bytes(b"x")
+    harm, reason = DAMAGES[name]
+    harm(newest)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
-    assert "checkpoint-10 is not whole" in caplog.text
+    assert f"checkpoint-10 is not complete and is passed over: {reason}" in caplog.text
 
 
 def test_run_with_broken_checkpoints_alone_is_not_started_again(tmp_path):
@@ -115,7 +131,7 @@ def test_run_with_broken_checkpoints_alone_is_not_started_again(tmp_path):
     (tmp_path / "recipe.yaml").write_text("")
     assert check_output_dir(str(tmp_path), resume=True) is None  # ended before its first checkpoint
     (save(tmp_path, 1) / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="has no whole checkpoint"):
+    with pytest.raises(ValueError, match="has no complete checkpoint"):
         check_output_dir(str(tmp_path), resume=True)
 
 
@@ -221,5 +237,5 @@ def test_full_disk_keeps_the_earlier_checkpoint_and_says_what_to_do(small_disk, 
     with pytest.raises(TrainingFault) as error:
         trainer.train()
     message = str(error.value)
-    assert "checkpoint-2 is whole: free some space" in message and "--resume" in message
-    assert names(small_disk / "run") == ["checkpoint-2"] and is_whole(small_disk / "run" / "checkpoint-2")
+    assert "checkpoint-2 is complete: free some space" in message and "--resume" in message
+    assert names(small_disk / "run") == ["checkpoint-2"] and damage(small_disk / "run" / "checkpoint-2") is None

@@ -147,7 +147,8 @@ def test_average_is_evaluated_saved_and_the_result_and_does_not_change_the_train
     best = tmp_path / "ema" / f"checkpoint-{trainer.state.best_global_step}"
     assert equal(weights(student), weights(load_model(str(best))[0]))
     assert trainer.evaluate()["eval_mean_iou"] == max(scores)
-    trainer.finish()
+    trainer.save_student()
+    trainer.clean_up()
     assert equal(load_file(tmp_path / "ema" / "model.safetensors"), load_file(best / "model.safetensors"))
     assert not (tmp_path / "ema" / "weights.safetensors").exists()
 

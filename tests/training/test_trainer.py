@@ -53,7 +53,8 @@ def test_checkpoint_holds_the_student_alone_and_reloads_equal(tmp_path, tiny_stu
     """Projectors or a teacher inside model.safetensors would make the student unloadable for others."""
     trainer = trainer_for(tmp_path, tiny_student, tiny_teacher, load_best_model_at_end=False, keep_checkpoints=True)
     trainer.train()
-    trainer.finish()
+    trainer.save_student()
+    trainer.clean_up()
     saved = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
     assert saved.keys() == tiny_student.state_dict().keys()
     assert load_file(tmp_path / "checkpoint-4" / "losses.safetensors").keys() == {"cwd.projector.weight"}
@@ -65,7 +66,8 @@ def test_final_folder_holds_no_training_state(tmp_path, tiny_student, tiny_teach
     """A released folder must hold neither pickles nor the gigabytes of optimizer and queues."""
     trainer = trainer_for(tmp_path, tiny_student, tiny_teacher)
     trainer.train()
-    trainer.finish()
+    trainer.save_student()
+    trainer.clean_up()
     names = {path.name for path in tmp_path.rglob("*")}
     code = {"espnet.py", "image_processing.py", "normalization.py", "outputs.py"}
     assert names == {"config.json", "model.safetensors", "preprocessor_config.json"} | code

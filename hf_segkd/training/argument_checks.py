@@ -1,0 +1,103 @@
+"""Training arguments that cannot work, or that would do something else than they say: refused before any compute."""
+
+from __future__ import annotations
+
+import os
+
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+# Fields of TrainingArguments that segmentation has no use for: the only value that is true, and why.
+FIXED = {
+    "label_smoothing_factor": (0.0, "is for Trainer's own loss, which is not used here"),
+    "batch_eval_metrics": (True, "is how scores are counted: whole logits would not fit in memory"),
+    "prediction_loss_only": (False, "would leave the scores out"),
+    "label_names": (["labels"], "is what the datasets call them"),
+    "remove_unused_columns": (False, "would take the images away"),
+    "fp16_full_eval": (False, "would turn the trained student itself into float16; use fp16 or bf16"),
+    "bf16_full_eval": (False, "would turn the trained student itself into bfloat16; use bf16"),
+    "auto_find_batch_size": (False, "would train with other batches than the recipe says"),
+    "save_only_model": (
+        False,
+        "leaves checkpoints that --resume cannot go on from",
+    ),
+    "enable_jit_checkpoint": (False, "is done already: a signal saves a checkpoint"),
+    "greater_is_better": (True, "holds for all scores here; else the worst student would be the result"),
+    "resume_from_checkpoint": (None, "would skip the comparison with the run; use --resume"),
+    "ignore_data_skip": (False, "would show the same images twice after --resume"),
+    "eval_do_concat_batches": (True, "is how scores are counted"),
+    "use_liger_kernel": (False, "is for language models"),
+}
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """Refuse a launch in which several processes each believe that they are alone.
+
+    Raises:
+        ValueError: If the launcher has started more processes than have found each other.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and args.world_size == 1:
+        raise ValueError(
+            f"{launched} processes were launched, but each one would train alone, all into the same folder. On a CPU "
+            "add --use_cpu; otherwise launch one process."
+        )
+
+
+def check_arguments(args: TrainingArguments, student: PreTrainedModel) -> None:
+    """Refuse what cannot work with these arguments and this student.
+
+    Raises:
+        ValueError: Names the argument, its value, and what to give instead.
+    """
+    for name, (wanted, why) in FIXED.items():
+        value = getattr(args, name)
+        if value != wanted and not (value is None and wanted is False):
+            raise ValueError(f"{name}: {value} cannot be used: {wanted} {why}. Leave it out.")
+    _check_workers(args)
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("fp16 needs a GPU: on a CPU the run would be in float32. Leave it out, or use bf16.")
+    if args.activation_checkpointing and not student.supports_gradient_checkpointing:
+        raise ValueError(
+            f"activation_checkpointing: {type(student).__name__} cannot do it. Leave it out; a smaller "
+            "per_device_train_batch_size or crop_size needs less memory too."
+        )
+    if args.learning_rate == 0:
+        raise ValueError("learning_rate 0 trains nothing. Give a value above 0.")
+    if student.config.num_labels < 2:
+        raise ValueError(
+            "The student has one class: its loss is always 0 and its score always 100 %. "
+            "Give a second class, such as background."
+        )
+    _check_reporting(args)
+
+
+def check_weights(weights: dict[str, float | dict[str, float]]) -> None:
+    """Refuse losses that all have weight 0.
+
+    Raises:
+        ValueError: Names them.
+    """
+    if all(weight == 0 for weight in weights.values()):
+        raise ValueError(f"All losses ({', '.join(weights)}) have weight 0: nothing would be trained.")
+
+
+def _check_workers(args: TrainingArguments) -> None:
+    if args.dataloader_num_workers > 0:
+        return
+    for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
+        if getattr(args, name):
+            raise ValueError(
+                f"{name}: {getattr(args, name)} needs processes that read images. "
+                "Set dataloader_num_workers to 1 or more, or leave it out."
+            )
+
+
+def _check_reporting(args: TrainingArguments) -> None:
+    for name in args.report_to:
+        try:
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
+        except (RuntimeError, ImportError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"report_to: {name} cannot be used: {reason} Install it, or leave it out.") from None
