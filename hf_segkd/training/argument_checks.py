@@ -54,7 +54,11 @@ def check_arguments(args: TrainingArguments, student: PreTrainedModel) -> None:
         value = getattr(args, name)
         if value != wanted and not (value is None and wanted is False):
             raise ValueError(f"{name}: {value} cannot be used: {wanted} {why}. Leave it out.")
-    _check_workers(args)
+    if args.dataloader_persistent_workers and args.dataloader_num_workers == 0:
+        raise ValueError(
+            "dataloader_persistent_workers needs processes that read images. "
+            "Set dataloader_num_workers to 1 or more, or leave it out."
+        )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16 needs a GPU: on a CPU the run would be in float32. Leave it out, or use bf16.")
     if args.activation_checkpointing and not student.supports_gradient_checkpointing:
@@ -80,17 +84,6 @@ def check_weights(weights: dict[str, float | dict[str, float]]) -> None:
     """
     if all(weight == 0 for weight in weights.values()):
         raise ValueError(f"All losses ({', '.join(weights)}) have weight 0: nothing would be trained.")
-
-
-def _check_workers(args: TrainingArguments) -> None:
-    if args.dataloader_num_workers > 0:
-        return
-    for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
-        if getattr(args, name):
-            raise ValueError(
-                f"{name}: {getattr(args, name)} needs processes that read images. "
-                "Set dataloader_num_workers to 1 or more, or leave it out."
-            )
 
 
 def _check_reporting(args: TrainingArguments) -> None:

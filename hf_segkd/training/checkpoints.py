@@ -25,6 +25,7 @@ UNFINISHED = "unfinished\n"  # what it holds until then
 # Hidden: neither Trainer nor a glob for checkpoints finds what is being removed.
 REMOVED = ".removed-"
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "a file is too large"}
+WRITER_FAILED = "the disk is full, or refuses what is written"
 
 
 class AtomicCheckpoints(TrainerCallback):
@@ -186,17 +187,16 @@ def write_failure(error: Exception) -> str | None:
     if "Parent directory" in text and "does not exist" in text:
         return "the folder is gone"
     writer_failed = any(name in text for name in ("PytorchStreamWriter", "iostream error", "inline_container"))
-    return "the disk is full, or refuses what is written" if writer_failed else None
+    return WRITER_FAILED if writer_failed else None
 
 
 def _advice(reason: str, folder: Path) -> str:
     last = last_checkpoint(folder.parent)
-    state = f"{Path(last).name} is complete: free some space" if last else "There is no earlier one: free some space"
-    if reason not in FULL.values():
-        state = f"{Path(last).name} is complete: mend it" if last else "There is no earlier one: mend it"
+    state = f"{Path(last).name} is complete" if last else "There is no earlier one"
+    remedy = "free some space" if reason in (*FULL.values(), WRITER_FAILED) else "mend that"
     return (
-        f"Saving {folder.name} in {str(folder.parent)!r} failed: {reason}. {state} and run the same command with "
-        "--resume. A smaller save_total_limit, or a larger save_steps, needs less room or writes less often."
+        f"Saving {folder.name} in {str(folder.parent)!r} failed: {reason}. {state}: {remedy} and run the same "
+        "command with --resume. A smaller save_total_limit needs less room, a larger save_steps writes less often."
     )
 
 

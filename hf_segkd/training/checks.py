@@ -20,7 +20,7 @@ from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.class_map import class_names, map_classes, normal, placeholders
 from hf_segkd.loading.native import expose_features
 from hf_segkd.losses import LOSSES
-from hf_segkd.training.argument_checks import check_arguments, check_processes, check_weights
+from hf_segkd.training.argument_checks import check_processes, check_weights
 from hf_segkd.training.checkpoints import PREFIX, complete, is_finished, last_checkpoint
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.dry_run import check_forwards, check_sizes, smallest_batch
@@ -37,8 +37,8 @@ def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bo
         output_dir (`str`): Folder of the run; made when it does not exist.
         overwrite (`bool`, *optional*, defaults to `False`): Whether earlier files in it may be replaced.
         resume (`bool`, *optional*, defaults to `False`): Whether to go on from its newest complete checkpoint. An
-            empty folder, and a run that ended before its first checkpoint, start from the beginning, so that a queue can
-            run the same command again.
+            empty folder, and a run that ended before its first checkpoint, start from the beginning, so that a queue
+            can run the same command again.
 
     Returns:
         `str | None`: Path of the checkpoint to resume from.
@@ -215,7 +215,6 @@ def check_run(trainer) -> None:
             the student cannot be trained on, or validation images that it cannot predict.
     """
     args, distiller, evaluated = trainer.args, trainer.model, trainer.eval_dataset
-    check_arguments(args, trainer.student)
     check_weights(distiller.weights)
     batch = smallest_batch(
         len(trainer.train_dataset), args.per_device_train_batch_size, args.world_size, args.dataloader_drop_last

@@ -21,6 +21,7 @@ from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
 from hf_segkd.loading.pretrained import load_processor
 from hf_segkd.models import InputNormalization, upsamples_with_align_corners
 from hf_segkd.training.advice import CheckTeacher, OneClass, Warnings
+from hf_segkd.training.argument_checks import check_arguments
 from hf_segkd.training.callbacks import ModelEMA, ProgressBar, SaveOnSignal, SetEpoch, SetProgress
 from hf_segkd.training.checkpointing import StudentCheckpoints
 from hf_segkd.training.checkpoints import AtomicCheckpoints, remove_checkpoints
@@ -79,6 +80,7 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
         callbacks: list[TrainerCallback] | None = None,
         ignore_index: int = 255,
     ):
+        check_arguments(args, student)
         check_finite(student, "student")
         processing_class = whole_image_processor(processing_class or load_processor(student))
         size = tuple(train_dataset[0]["pixel_values"].shape[-2:])

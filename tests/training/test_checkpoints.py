@@ -163,7 +163,7 @@ def test_removal_that_is_interrupted_leaves_what_can_be_resumed(tmp_path, monkey
     removed = []
     monkeypatch.setattr("hf_segkd.training.checkpoints.remove", lambda checkpoint: removed.append(checkpoint.name))
     remove_checkpoints(tmp_path)
-    assert removed == ["checkpoint-10", "checkpoint-4", "checkpoint-2"]
+    assert removed == ["checkpoint-10", "checkpoint-4", "checkpoint-3", "checkpoint-2"]
     monkeypatch.undo()
     remove_checkpoints(tmp_path)
     assert names(tmp_path) == []
@@ -204,7 +204,7 @@ def test_best_checkpoint_that_is_gone_gives_way_to_the_best_of_the_rest(tmp_path
         if resume:
             shutil.rmtree(tmp_path / "checkpoint-1")
         trainer.train(resume_from_checkpoint=resume)
-    assert "checkpoint-1, the best so far, is gone" in caplog.text
+    assert "checkpoint-1, the best so far: it is gone" in caplog.text
     assert trainer.state.best_metric == 0.8
     assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-3"
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, TrainerCallback
 
 from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import SignalAt, equal, trainer_for, weights
@@ -15,6 +15,8 @@ from hf_segkd.evaluation.confusion import confusion_matrix, scores
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import expose_features
 from hf_segkd.models import InputNormalization, default_processor
+from hf_segkd.training.callbacks import SaveOnSignal
+from hf_segkd.training.checkpoints import last_checkpoint
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.trainer import DistillationTrainer
 
@@ -112,16 +114,38 @@ def test_signal_handlers_are_restored_after_training(tmp_path, tiny_student):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_second_signal_acts_as_usual(tmp_path, tiny_student):
-    """Whoever presses Ctrl-C twice does not want to wait for the end of the step."""
-    before, during = signal.getsignal(signal.SIGTERM), []
+@pytest.mark.parametrize("number", SaveOnSignal.signals)
+def test_signals_that_a_scheduler_sends_twice_save_once_and_stop(tmp_path, tiny_student, number):
+    """Slurm sends SIGUSR1 or SIGTERM twice within milliseconds; a closed terminal sends SIGHUP."""
 
-    class SignalAndLook(SignalAt):
-        def on_substep_end(self, *args, **kwargs):
-            during.append(signal.getsignal(signal.SIGTERM))
+    class Twice(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                signal.raise_signal(number)
+                signal.raise_signal(number)
 
-    trainer_for(tmp_path, tiny_student, callbacks=[SignalAndLook(1)], gradient_accumulation_steps=2).train()
-    assert len(during) == 2 and during[0] != before and during[1] == before
+    trainer = trainer_for(tmp_path, tiny_student, callbacks=[Twice()], load_best_model_at_end=False)
+    trainer.train()
+    assert trainer.interrupted == number and trainer.state.global_step == 3
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+
+
+def test_signal_after_some_seconds_acts_as_usual(tmp_path, tiny_student):
+    """Whoever presses Ctrl-C again does not want to wait for the end of the step."""
+
+    class Again(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            signal.raise_signal(signal.SIGINT)
+            callback._noted -= callback.patience + 1
+            signal.raise_signal(signal.SIGINT)
+
+    trainer = trainer_for(tmp_path, tiny_student, callbacks=[Again()])
+    callback = next(x for x in trainer.callback_handler.callbacks if isinstance(x, SaveOnSignal))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    callback.on_train_end(None, None, None)
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_native_segformer_checkpoint_is_resumed_whole(tmp_path):
@@ -167,10 +191,11 @@ def test_accumulated_small_batches_equal_one_large_batch(tmp_path, tiny_teacher)
 
 def test_nan_stops_the_run_with_the_term_named(tmp_path, tiny_student, tiny_teacher):
     """A run that goes on with NaN weights wastes days."""
+    trainer = trainer_for(tmp_path, tiny_student, tiny_teacher)
     with torch.no_grad():
         tiny_teacher.decode_head.classifier.weight.fill_(float("nan"))
     with pytest.raises(TrainingFault, match="Not finite at step 1: kd = nan"):
-        trainer_for(tmp_path, tiny_student, tiny_teacher).train()
+        trainer.train()
 
 
 def test_own_loss_modules_need_no_registration(tmp_path, tiny_student, tiny_teacher):
