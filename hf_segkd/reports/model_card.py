@@ -243,7 +243,7 @@ def _time(report: dict) -> str:
 def _changes(folder: Path, recipe: dict) -> list[str]:
     """One fact for each time that the run was resumed with changes."""
     parts = earlier_recipes(folder)
-    following = [part for _, part in parts[1:]] + [recipe]
+    following = [*(part for _, part in parts), recipe][1:]
     facts = []
     for (step, was), now in zip(parts, following, strict=True):
         changes = "; ".join(change_lines(differences(was, now, {})))
