@@ -1,9 +1,10 @@
 """Flags of the commands that reach the dataset."""
 
-import json
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from hf_segkd.recipe import load_yaml
 
 
 @dataclass(kw_only=True)
@@ -52,13 +53,13 @@ def data_options(arguments: DataArguments | Namespace) -> dict[str, Any]:
     """What was given of [`DataArguments`], as options of [`~dataset_builders.open_dataset`].
 
     Raises:
-        `ValueError`: If `dataset_config` or `label_map` is a text that is no JSON mapping.
+        `ValueError`: If `dataset_config` is a text that is no mapping.
     """
     flags = {option.name: getattr(arguments, option.name) for option in fields(DataArguments)}
     config = flags.pop("dataset_config") or {}
     if isinstance(config, str):
-        try:
-            config = dict(json.loads(config))
-        except (json.JSONDecodeError, TypeError, ValueError):
-            raise ValueError(f"dataset_config is no JSON mapping such as '{{\"seed\": 1}}': {config}") from None
+        text = config
+        config = load_yaml(text)
+        if not isinstance(config, dict):
+            raise ValueError(f"dataset_config must be a mapping such as '{{seed: 1}}', got {text!r}.")
     return config | {name: value for name, value in flags.items() if value is not None}

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
-from hf_segkd.values import check_value, did_you_mean
+from hf_segkd.values import check_value, closest, did_you_mean
+
+RECIPES = Path(__file__).parent / "recipes"
+KINDS = ("datasets", "pairs", "methods")  # in the order in which a command names them
+MAX_DEPTH = 50  # levels of nesting; recipes have five
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-4` is a number and only `true` and `false` are booleans (YAML 1.2's reading).
 
-    A key given twice is an error, and so are aliases: with them a recipe may hold itself, or grow without bound.
+    A key given twice is an error, and so are tags, deep nesting and aliases: with aliases a recipe may hold itself, or
+    grow without bound.
     """
 
+    depth = 0
+
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"the alias *{self.peek_event().anchor} is not supported, write the value out")
-        return super().compose_node(parent, index)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"the alias *{event.anchor} is not supported, write the value out")
+        if event.tag is not None:
+            raise yaml.YAMLError(f"the tag {event.tag} is not supported, write the plain value")
+        if self.depth == MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} levels deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node, deep=False):
         mapping = super().construct_mapping(node, deep)
@@ -33,23 +49,27 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that this loader or a plain YAML loader would read as something else."""
+
+    def represent_str(self, data):
+        # PyYAML writes some line breaks of Unicode unescaped between single quotes, where they are read as spaces.
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+_BOOL = re.compile(r"^(?:true|True|false|False)$")
+_FLOAT = re.compile(
+    r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
-
-
-class _Parser(HfArgumentParser):
-    """Reports a wrong flag as an exception, with the message that argparse would print before leaving."""
-
-    def error(self, message: str):
-        raise ValueError(f"{message}. See --help for all keys.")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def load_yaml(text: str) -> Any:
@@ -68,51 +88,64 @@ def load_yaml(text: str) -> Any:
 def parse(dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[tuple, dict[str, Any]]:
     """Read a command line of recipes and flags.
 
-    `a.yaml b.yaml --learning_rate 1e-2 --losses.cwd.weight 3`: mappings merge key by key, later files win over
-    earlier ones, flags over files. `--losses.cwd null` takes a mapping out again.
+    `camvid my.yaml --learning_rate 1e-2 --losses.cwd.weight 3`: mappings merge key by key, later recipes win over
+    earlier ones, flags over recipes. `--losses.cwd null` takes a mapping out again.
 
     Args:
         dataclass_types (`tuple[type, ...]`): Dataclasses that own the keys: `(ScriptArguments, DistillationConfig)`.
         argv (`list[str]`): Arguments without the program's name.
 
     Returns:
-        `tuple[tuple, dict]`: One instance per dataclass, and the merged recipe with every key that was given.
+        `tuple[tuple, dict]`: One instance per dataclass, and the merged recipe with every key that was given, as its
+        field reads it: of a text field the text itself.
 
     Raises:
-        ValueError: On a missing or malformed file, an unknown key (with the closest known one) or a bad value.
+        ValueError: On a missing or malformed recipe, an unknown key (with the closest known one) or a bad value.
     """
-    files, flags = _split(argv)
+    words, flags = _split(argv)
     fields = {name for cls in dataclass_types for name in _field_names(cls)}
     recipe: dict[str, Any] = {}
-    for file in files:
+    for file in find_recipes(words):
         recipe = merge(recipe, _read(file))
-    dotted = {key: value for key, value in flags if "." in key}
-    plain = [part for key, values in flags if "." not in key for part in (f"--{key}", *values)]
-    if not {"--help", "-h"} & set(plain):
-        _check_keys(fields, [*recipe, *(key.split(".")[0] for key, _ in flags)])
-    for key, values in dotted.items():
-        recipe = merge(recipe, _nested(key.split("."), load_yaml(" ".join(values)) if values else True))
+    _check_keys(fields, [*recipe, *(key.split(".")[0] for key, _ in flags)])
+    for key, values in flags:
+        if "." in key:
+            recipe = merge(recipe, _nested(key.split("."), load_yaml(" ".join(values)) if values else True))
 
-    parser = _Parser(dataclass_types)
     hints = {name: hint for cls in dataclass_types for name, hint in get_type_hints(cls).items()}
-    for action in parser._actions:
-        if dict in get_args(hints.get(action.dest)):  # HfArgumentParser makes one of `dict | str`, never both
-            action.type = _mapping_or_text
-        if action.dest in recipe:
-            action.required, action.default = False, _as_text(recipe[action.dest], action)
-            if not isinstance(action.default, str):
-                check_value(action.dest, action.default, hints[action.dest])
+    parser = _parser(dataclass_types, hints, recipe)
+    given = [(key, values) for key, values in flags if "." not in key]
     try:
-        instances = parser.parse_args_into_dataclasses(plain, look_for_args_file=False)
+        values = vars(parser.parse_args([word for key, values in given for word in _as_words(key, values)]))
+        for key, _ in given:
+            name = key if key in fields else key.removeprefix("no_")
+            recipe[name] = values[name].value if isinstance(values[name], Enum) else values[name]
+        instances = parser.parse_dict(values)
     except (TypeError, ImportError) as error:
         raise ValueError(str(error)) from None
     for name, value in (item for instance in instances for item in vars(instance).items()):
         if isinstance(value, int | float) and not isinstance(value, bool) and name in hints:
             check_value(name, value, hints[name])
-    for key, values in flags:
-        if "." not in key:
-            recipe[key.removeprefix("no_") if key not in fields else key] = _given(key in fields, values)
     return instances, recipe
+
+
+def _parser(dataclass_types: tuple[type, ...], hints: dict[str, Any], recipe: dict[str, Any]):
+    """A parser of all fields, whose defaults are what the recipe says; it raises what argparse would print."""
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(dataclass_types, allow_abbrev=False, add_help=False)
+    parser.error = _refuse
+    for action in parser._actions:
+        if dict in get_args(hints.get(action.dest)):  # HfArgumentParser makes one of `dict | str`, never both
+            action.type = mapping_or_text
+        if action.dest in recipe:
+            action.required = False
+            action.default = _default(action.dest, recipe[action.dest], hints[action.dest])
+    return parser
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(f"{message}. `hf-segkd distill --help` lists the keys.")
 
 
 def merge(base: dict, update: dict) -> dict:
@@ -132,9 +165,60 @@ def merge(base: dict, update: dict) -> dict:
 
 
 def dump(recipe: dict[str, Any], path: str | Path) -> None:
-    """Write a merged recipe as YAML, in the order of its keys."""
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    """Write a merged recipe as YAML, in the order of its keys; `load_yaml` gives the same values back."""
+    text = yaml.dump(recipe, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     Path(path).write_text(text, encoding="utf-8")
+
+
+def recipe_names() -> dict[str, list[str]]:
+    """Names of the recipes that come with the library, by kind: `{"datasets": ["ade20k", ...], ...}`."""
+    return {kind: sorted(path.stem for path in (RECIPES / kind).glob("*.yaml")) for kind in KINDS}
+
+
+def find_recipes(words: list[str]) -> list[Path]:
+    """Find the files of recipes that are given by name, in the order dataset, pair, method, or by path.
+
+    Args:
+        words (`list[str]`): `"camvid"`, `"datasets/camvid"`, or the path of a YAML file.
+
+    Raises:
+        ValueError: If there is no such recipe (with the closest name), or the name is of two kinds and its position
+            does not tell which is meant.
+    """
+    names = recipe_names()
+    files = []
+    next_kind = 0
+    for word in words:
+        kind, _, name = word.rpartition("/")
+        kinds = [kind] if kind in KINDS and name in names[kind] else [kind for kind in KINDS if word in names[kind]]
+        if not kinds:
+            files.append(_recipe_file(word, names))
+            next_kind = len(KINDS)  # a file may be of any kind: what follows it has no known position
+            continue
+        following = [kind for kind in kinds if KINDS.index(kind) >= next_kind]
+        if len(kinds) > 1 and not following:
+            meant = " or ".join(f"{kind}/{word}" for kind in kinds)
+            raise ValueError(f"The recipe {word!r} is ambiguous in this place. Write {meant}.")
+        kind = following[0] if following else kinds[0]
+        next_kind = KINDS.index(kind) + 1
+        files.append(RECIPES / kind / f"{name}.yaml")
+    return files
+
+
+def _recipe_file(word: str, names: dict[str, list[str]]) -> Path:
+    path = Path(word)
+    if path.is_file():
+        return path
+    by_name = {name: f"{kind}/{name}" for kind in reversed(KINDS) for name in names[kind]}
+    hint = ""
+    if name := closest(path.stem if path.suffix else path.name, by_name):
+        hint = f" Did you mean {name!r} ({by_name[name].split('/')[0]})?"
+    if path.suffix in (".yaml", ".yml"):
+        raise ValueError(f"Recipe {word!r} does not exist.{hint} Recipes come before the --flags.")
+    raise ValueError(
+        f"Unknown recipe {word!r}.{hint} `hf-segkd recipes` lists those that go by name; others are .yaml files. "
+        "Recipes come before the --flags."
+    )
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -153,18 +237,17 @@ def _split(argv: list[str]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     return files, flags
 
 
-def _read(file: str) -> dict[str, Any]:
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"Recipe {file!r} does not exist. Recipes (YAML files) come before the --flags.")
+def _read(path: Path) -> dict[str, Any]:
+    file = str(path)
     try:
         content = load_yaml(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # not text, or not YAML
         raise ValueError(f"Recipe {file!r}: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"Recipe {file!r} must hold a mapping of keys, got {type(content).__name__}.")
-    if odd := [key for key in content if not isinstance(key, str)]:
-        raise ValueError(f"Recipe {file!r}: the key {odd[0]!r} must be a word. See --help for all keys.")
+    for key in content:
+        if not isinstance(key, str):
+            raise ValueError(f"Recipe {file!r}: the key {key!r} must be a word.")
     return content
 
 
@@ -172,7 +255,7 @@ def _check_keys(known: set[str], keys: list[str]) -> None:
     allowed = known | {f"no_{name}" for name in known}
     for key in keys:
         if key not in allowed:
-            hint = did_you_mean(key, sorted(known)) or " See --help for all keys."
+            hint = did_you_mean(key, sorted(known)) or " `hf-segkd distill --help-all` lists all keys."
             raise ValueError(f"Unknown key in the recipe: {key!r}.{hint}")
 
 
@@ -180,14 +263,12 @@ def _field_names(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls) if field.init]
 
 
-def _given(positive: bool, values: list[str]) -> Any:
-    """The value that a flag's words stand for: none is a switch, several are a list."""
-    if not values:
-        return positive
-    return load_yaml(values[0]) if len(values) == 1 else [load_yaml(value) for value in values]
+def _as_words(key: str, values: list[str]) -> list[str]:
+    """A flag for argparse; written with `=`, a value may begin with a dash."""
+    return [f"--{key}={values[0]}"] if len(values) == 1 else [f"--{key}", *values]
 
 
-def _mapping_or_text(text: str) -> Any:
+def mapping_or_text(text: str) -> Any:
     """`{model_type: espnet}` is a mapping, anything else a name or path."""
     return load_yaml(text) if text.lstrip().startswith("{") else text
 
@@ -200,8 +281,18 @@ def _nested(keys: list[str], value: Any) -> dict:
     return {keys[0]: _nested(keys[1:], value) if len(keys) > 1 else value}
 
 
-def _as_text(value: Any, action) -> Any:
-    """A YAML value as argparse's default: scalars go through the flag's own type, so that a typo is noticed there."""
-    if isinstance(value, bool) or value is None or isinstance(value, list | dict):
+def _default(name: str, value: Any, hint: Any) -> Any:
+    """A value of a recipe as argparse's default: scalars go through the flag's own type, which notices a typo."""
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = {get_origin(member) or member for member in members}
+    text_only = kinds <= {str, type(None)}
+    list_only = list in kinds and str not in kinds
+    unfit = list_only or (text_only and not isinstance(value, str))
+    if unfit or value is None or isinstance(value, bool | list | dict):
+        try:
+            check_value(name, value, hint)
+        except ValueError as error:
+            quote = " Put quotes around text." if text_only else ""
+            raise ValueError(f"{error}{quote}") from None
         return value
-    return str(value) if callable(action.type) else value
+    return str(value)

@@ -1,13 +1,16 @@
 """Recipes: merging, overrides, types and refusals."""
 
+import time
 from dataclasses import dataclass, field
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import get_scheduler
 
 from helpers.paths import ROOT
-from hf_segkd.recipe import dump, load_yaml, merge, parse
+from hf_segkd.recipe import dump, find_recipes, load_yaml, merge, parse
 from hf_segkd.training.config import DistillationConfig
 
 RECIPES = ROOT / "hf_segkd" / "recipes"
@@ -20,6 +23,7 @@ class Options:
     rate: float = 0.1
     crop: list[int] = field(default_factory=lambda: [8, 8])
     flip: bool = True
+    words: list[str] | None = None
     losses: dict | str | None = None
 
 
@@ -126,6 +130,10 @@ def test_misspelt_null_is_refused(tmp_path):
         ("a: [1\n", [], "is not valid YAML"),
         ("rate: 1\n", [], "dataset"),
         ("7: camvid\n", [], "the key 7 must be a word"),
+        ("dataset: 2024_01\n", [], "dataset must be a word, got 202401. Put quotes around text."),
+        ("dataset: camvid\ncrop: 8\n", [], "crop must be a list, each entry a whole number, got 8"),
+        ("dataset: !!timestamp 1\n", [], "the tag tag:yaml.org,2002:timestamp is not supported"),
+        ("dataset: !mine camvid\n", [], "the tag !mine is not supported"),
         ("dataset: a\ndataset: b\n", [], "the key 'dataset' is given twice"),
         ("dataset: &name camvid\nstudent: *name\n", [], "the alias *name is not supported"),
         ("dataset: camvid\n", ["--losses.kd.weight", "\x1f"], "is not valid YAML"),
@@ -144,9 +152,90 @@ def test_wrong_recipes_are_refused_with_the_reason(tmp_path, text, flags, messag
 
 
 def test_missing_recipe_file_is_named():
-    """argparse would call it an unrecognised argument."""
+    """argparse would call it an unrecognized argument."""
     with pytest.raises(ValueError, match="Recipe 'nowhere.yaml' does not exist"):
         parse((Options,), ["nowhere.yaml"])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 100_000, "- " * 100_000, "a: [" * 60 + "]" * 60])
+def test_deep_nesting_is_refused_at_once(text):
+    """PyYAML alone needs seconds for it, then ends in a RecursionError."""
+    begin = time.process_time()
+    with pytest.raises(ValueError, match="is not valid YAML"):
+        load_yaml(text)
+    assert time.process_time() - begin < 0.5
+
+
+# ---- text flags -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["2024_01", "1:30", "*.jpg", "null", "1e-4", "no", "0x1F", "-x", "{a: 1}", "# 1", ""])
+def test_text_is_recorded_as_it_was_given(tmp_path, text):
+    """Read as YAML, `--dataset 2024_01` would be recorded as 202401: another folder when the recipe is run again."""
+    (options,), recipe = parse((Options,), [f"--dataset={text}"])
+    assert options.dataset == recipe["dataset"] == text
+    dump(recipe, tmp_path / "recipe.yaml")
+    (again,), _ = parse((Options,), [str(tmp_path / "recipe.yaml")])
+    assert again == options
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(), max_size=8), words=st.lists(st.text(max_size=5), min_size=1, max_size=2))
+def test_recipe_with_odd_texts_repeats_the_run(tmp_path, text, words):
+    """A text that YAML reads as something else would make `recipe.yaml` another run than the one it records."""
+    words = [word for word in words if not word.startswith("-")] or ["a"]
+    (options,), recipe = parse((Options,), [f"--dataset={text}", "--words", *words])
+    assert options.dataset == text and options.words == words
+    dump(recipe, tmp_path / "recipe.yaml")
+    (again,), recorded = parse((Options,), [str(tmp_path / "recipe.yaml")])
+    assert again == options and recorded == recipe
+
+
+# ---- recipes by name ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, files",
+    [
+        (["camvid", "espnet_espnet-c", "kd_cwd"], ["datasets/camvid", "pairs/espnet_espnet-c", "methods/kd_cwd"]),
+        (["synthetic", "synthetic", "baseline"], ["datasets/synthetic", "pairs/synthetic", "methods/baseline"]),
+        (["camvid", "synthetic", "kd"], ["datasets/camvid", "pairs/synthetic", "methods/kd"]),
+        (["synthetic"], ["datasets/synthetic"]),
+        (["pairs/synthetic", "kd"], ["pairs/synthetic", "methods/kd"]),
+        (["synthetic", "kd", "cwd"], ["datasets/synthetic", "methods/kd", "methods/cwd"]),
+    ],
+)
+def test_recipes_are_found_by_name_in_the_order_of_the_command(words, files):
+    """Who installed the library from PyPI has no folder of recipes to name."""
+    assert find_recipes(words) == [RECIPES / f"{file}.yaml" for file in files]
+
+
+def test_recipe_by_path_and_by_name_may_be_mixed(tmp_path):
+    """An own dataset with a released method is the common case."""
+    own = write(tmp_path, "own.yaml", "dataset: camvid\n")
+    assert find_recipes([own, "kd_cwd"]) == [tmp_path / "own.yaml", RECIPES / "methods" / "kd_cwd.yaml"]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["camvit"], "Unknown recipe 'camvit'. Did you mean 'camvid' (datasets)?"),
+        (["camvid", "pairs/espnet_espnet-d"], "Did you mean 'espnet_espnet-c' (pairs)?"),
+        (["scripts/recipes/methods/kd_cwd.yaml"], "does not exist. Did you mean 'kd_cwd' (methods)?"),
+        (["camvid", "pairs/synthetic", "synthetic"], "is ambiguous in this place. Write datasets/synthetic or pairs/"),
+    ],
+)
+def test_unknown_and_ambiguous_names_say_what_was_meant(words, message):
+    """A guessed recipe would train something else."""
+    with pytest.raises(ValueError) as error:
+        find_recipes(words)
+    assert message in str(error.value)
+
+
+def test_name_of_two_kinds_after_a_file_is_refused(tmp_path):
+    """The file may be the dataset or the pair: the position of the name then says nothing."""
+    with pytest.raises(ValueError, match="Write datasets/synthetic or pairs/synthetic"):
+        find_recipes([write(tmp_path, "own.yaml", "dataset: camvid\n"), "synthetic"])
 
 
 @pytest.mark.parametrize(
