@@ -1,67 +1,99 @@
 """Train a student, with a teacher (distillation) or without (the baseline).
 
-    accelerate launch scripts/distill.py hf_segkd/recipes/datasets/camvid.yaml \
-        hf_segkd/recipes/pairs/espnet_espnet-c.yaml hf_segkd/recipes/methods/kd_cwd.yaml \
+    hf-segkd distill camvid espnet_espnet-c kd_cwd \\
         --data_dir CamVid --teacher runs/espnet_camvid --output_dir runs/camvid_kd_cwd
 
-Recipes are merged from left to right; flags win. `--losses.cwd.weight 3` reaches into one; `--help` lists all keys.
+Recipes come first, by name in the order dataset, pair, method (`hf-segkd recipes` lists them), or as .yaml files. They
+are merged from left to right; flags win. `--losses.cwd.weight 3` reaches into one. On several devices:
+`accelerate launch -m hf_segkd distill ...`, or `accelerate launch scripts/distill.py ...` in a checkout.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
 import sys
+import textwrap
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, get_type_hints
 
-from accelerate.utils import set_seed
-
-from dataset_builders import open_from_arguments
-from dataset_builders.opened import OpenedDataset
+from hf_segkd.commands.flags import CommandParser, add_field
 from hf_segkd.console import TrainingFault, plain_logs, readable_errors
-from hf_segkd.hub import pin_revision
-from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.norm_calibration import calibrate_folded_norms
-from hf_segkd.recipe import parse
-from hf_segkd.reports.metrics_report import metrics_report, run_facts, training_cost
-from hf_segkd.reports.run_folder import begin_run, finish_run
-from hf_segkd.reports.tables import table
-from hf_segkd.training.checks import check_classes, find_checkpoint, load_teacher, name_classes, own_folder
-from hf_segkd.training.config import DistillationConfig
-from hf_segkd.training.inputs import InputArguments, training_data
-from hf_segkd.training.resume import check_same_recipe, field_defaults
-from hf_segkd.training.trainer import DistillationTrainer
+from hf_segkd.recipe import parse, recipe_names
+from hf_segkd.training.options import DistillationArguments, ScriptArguments, option_groups
+
+if TYPE_CHECKING:
+    from dataset_builders.opened import OpenedDataset
+    from hf_segkd.training.config import DistillationConfig
+    from hf_segkd.training.trainer import DistillationTrainer
 
 
-@dataclass(kw_only=True)
-class ScriptArguments(InputArguments):
-    """What is trained on what; the training itself is set by [`~hf_segkd.training.config.DistillationConfig`]."""
+def parser(all_options: bool = False) -> argparse.ArgumentParser:
+    """The command line for `--help` and completion; [`~hf_segkd.recipe.parse`] reads it.
 
-    student: dict | str = field(metadata={"help": "Hub id, folder, checkpoint, or {model_type: espnet, ...}, new."})
-    teacher: str | None = field(default=None, metadata={"help": "Hub id, folder or original checkpoint, trained."})
-    teacher_features: str | None = field(default=None, metadata={"help": "Its module to take features from."})
-    teacher_classes: dict | str | None = field(default=None, metadata={"help": "{dataset's class: teacher's, ...}"})
-    teacher_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the Python code that a model brings."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier run in output_dir."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the newest complete checkpoint in output_dir."})
-    resume_with_changes: bool = field(
-        default=False, metadata={"help": "Resume although the recipe differs; the card then shows both."}
-    )
+    Args:
+        all_options (`bool`, *optional*, defaults to `False`): Add the options of `transformers.TrainingArguments`
+            that few runs need, which takes seconds to import.
+    """
+    parser = CommandParser("distill", __doc__, usage="%(prog)s RECIPE ... [options]", allow_abbrev=False)
+    recipes = parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="names or .yaml files")
+    recipes.completer = lambda **_: [name for names in recipe_names().values() for name in names]
+    parser.add_argument("--help-all", action="store_true", help="show the options of transformers' Trainer too")
+    hints = get_type_hints(ScriptArguments) | get_type_hints(DistillationArguments)
+    for title, options in option_groups().items():
+        note = textwrap.fill(f"Known losses: {', '.join(loss_names())}.", 76) if title == "losses" else None
+        group = parser.add_argument_group(title, note)
+        for option in options:
+            add_field(group, option, hints[option.name])
+    if all_options:
+        from hf_segkd.training.config import DistillationConfig
+
+        group = parser.add_argument_group("Trainer")
+        more = get_type_hints(DistillationConfig)
+        for option in fields(DistillationConfig):
+            if option.init and option.name not in hints:
+                add_field(group, option, more[option.name])
+    return parser
+
+
+def loss_names() -> list[str]:
+    """Keys of [`~hf_segkd.losses.METHODS`], read from its source: importing it would import torch."""
+    source = Path(__file__).parents[1] / "losses" / "__init__.py"
+    for statement in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.Assign) and statement.targets[0].id == "METHODS":
+            return [key.value for key in statement.value.keys]
+    raise ValueError(f"{source} has no METHODS.")
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Run one training and return what `metrics.json` holds."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help", "--help-all"} & set(argv):
+        parser(all_options="--help-all" in argv).print_help()
+        return {}
+    from hf_segkd.training.checks import own_folder
+    from hf_segkd.training.config import DistillationConfig
+
     plain_logs()
     with ExitStack() as held:
         with readable_errors():
-            types = (ScriptArguments, DistillationConfig)
-            (script, config), recipe = parse(types, sys.argv[1:] if argv is None else argv)
+            (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv)
             held.enter_context(own_folder(config))
         return run(script, config, recipe)
 
 
 def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> dict:
     """Train, score and save in a folder that is held for this run."""
+    from dataset_builders import open_from_arguments
+    from hf_segkd.hub import pin_revision
+    from hf_segkd.reports.metrics_report import metrics_report, run_facts, training_cost
+    from hf_segkd.reports.run_folder import begin_run, finish_run
+    from hf_segkd.reports.tables import table
+    from hf_segkd.training.checks import find_checkpoint
+    from hf_segkd.training.resume import check_same_recipe, field_defaults
+
     with readable_errors():
         script.resume = script.resume or script.resume_with_changes
         with config.main_process_first():
@@ -70,7 +102,7 @@ def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> di
             script.teacher_revision = recipe["teacher_revision"] = revision  # a branch moves on, a recipe must not
         dataset = open_from_arguments(script)
         if checkpoint:
-            defaults = field_defaults(ScriptArguments, DistillationConfig)
+            defaults = field_defaults(type(script), type(config))
             check_same_recipe(config.output_dir, recipe, defaults, script.resume_with_changes)
         trainer, skipped = build(script, config, dataset)
         trainer.allow_changes = script.resume_with_changes
@@ -83,7 +115,7 @@ def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> di
         runtime = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
     step = trainer.state.global_step
     if trainer.interrupted and step < trainer.state.max_steps:
-        print(f"Interrupted at step {step}; the state is saved. Run the same command with --resume to go on.")
+        print(f"Interrupted at step {step}; the state is saved. Run the same command with --resume to continue.")
         sys.exit(128 + trainer.interrupted)
     cost = training_cost(trainer.state.log_history, runtime, first_step, step)
     trainer.evaluate()
@@ -114,6 +146,14 @@ def build(
     Raises:
         ValueError: For whatever is wrong in recipe, data or models; nothing has been trained by then.
     """
+    from accelerate.utils import set_seed
+
+    from hf_segkd.loading.any_model import load_model
+    from hf_segkd.loading.norm_calibration import calibrate_folded_norms
+    from hf_segkd.training.checks import check_classes, load_teacher, name_classes
+    from hf_segkd.training.inputs import training_data
+    from hf_segkd.training.trainer import DistillationTrainer
+
     spec = dataset.spec
     hints = (script.teacher_features, script.teacher_classes, script.teacher_revision, script.trust_remote_code)
     teacher, teacher_processor = load_teacher(script.teacher, config.losses, spec.labels, *hints)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -37,14 +37,20 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
     hints = get_type_hints(cls)
     group = parser.add_argument_group(title)
     for field in fields(cls):
-        group.add_argument(f"--{field.name}", **_options(field, hints[field.name]))
+        add_field(group, field, hints[field.name])
+
+
+def add_field(parser, field: Field, hint: Any) -> None:
+    """Add the flag of one field to a parser or a group; `hint` is the field's resolved annotation."""
+    parser.add_argument(f"--{field.name}", **_options(field, hint))
 
 
 def _options(field: Field, hint: Any) -> dict[str, Any]:
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    options = {"default": field.default, "help": _help(field)}
+    options = {"default": _default(field), "help": _help(field)}
     if bool in kinds:
-        return options | {"action": argparse.BooleanOptionalAction if NoneType in kinds else "store_true"}
+        either = NoneType in kinds or field.default is True
+        return options | {"action": argparse.BooleanOptionalAction if either else "store_true"}
     if "metavar" in field.metadata:
         options["metavar"] = field.metadata["metavar"]
     if str in kinds:  # also `dict | str`: JSON text, or the name of a file
@@ -59,12 +65,19 @@ def _options(field: Field, hint: Any) -> dict[str, Any]:
     return options | {"type": kind}
 
 
+def _default(field: Field) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return None if field.default is MISSING else field.default
+
+
 def _help(field: Field) -> str:
-    text = field.metadata["help"]
-    if "(default" in text or field.default is None or field.default is False:
+    text = field.metadata.get("help", "")
+    default = _default(field)
+    if "(default" in text or default is None or default is False:
         return text
-    default = field.default if not isinstance(field.default, tuple) else " ".join(map(str, field.default))
-    return f"{text.rstrip('.')} (default: {default})."
+    shown = " ".join(map(str, default)) if isinstance(default, tuple | list) else default
+    return f"{text.rstrip('.')} (default: {shown})."
 
 
 def _known(word: str, known: dict[str, str]) -> str:

@@ -1,10 +1,10 @@
 """The whole library in a few minutes on a CPU: teacher, student alone, distilled student, on synthetic street scenes.
 
-    python scripts/quickstart.py --output_dir runs/demo
+    hf-segkd quickstart --output_dir runs/demo
 
-The teacher learns from 400 labelled scenes, as a released model does. The student's owner has 400 scenes too, but
-labelled only 8 of them: alone, the student learns from these 8; distilled, also from what the teacher says about the
-others. Same labels, steps, batch size and schedule. Every run goes through `scripts/distill.py`, as on real data.
+The teacher learns from 400 labeled scenes, as a released model does. The student's owner has 400 scenes too, but
+labeled only 8 of them: alone, the student learns from these 8; distilled, also from the teacher's predictions on the
+others. Same labels, steps, batch size and schedule. Every run goes through `hf-segkd distill`, as on real data.
 With `--seeds 0 1 2 3 4` it repeats all three and writes the table of paired gains; finished runs are not repeated.
 """
 
@@ -16,22 +16,20 @@ import statistics
 from pathlib import Path
 
 from hf_segkd.commands import distill
-from hf_segkd.reports.files import write_json
-from hf_segkd.reports.run_folder import write_curves
-from hf_segkd.reports.tables import markdown_table
+from hf_segkd.commands.flags import CommandParser
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-DATA = str(RECIPES / "datasets" / "synthetic.yaml")
-TEACHER, PAIR = str(RECIPES / "pairs" / "synthetic_teacher.yaml"), str(RECIPES / "pairs" / "synthetic.yaml")
-BASELINE, METHOD = str(RECIPES / "methods" / "baseline.yaml"), str(RECIPES / "methods" / "kd_cwd.yaml")
+DATA = "datasets/synthetic"
+TEACHER = "pairs/synthetic_teacher"
+PAIR = "pairs/synthetic"
+BASELINE = "methods/baseline"
+METHOD = "methods/kd_cwd"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", required=True, help="folder for models, figures and the table")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--overwrite", action="store_true", help="replace earlier runs in output_dir")
-    arguments = parser.parse_args(argv)
+    """Train the three models for each seed; finished ones are not trained again."""
+    arguments = parser().parse_args(argv)
+    from hf_segkd.reports.files import write_json
+
     folder = Path(arguments.output_dir)
     results = [one_seed(seed, folder / f"seed{seed}", arguments.overwrite) for seed in arguments.seeds]
     write_json({"runs": results}, folder / "summary.json")
@@ -40,8 +38,19 @@ def main(argv: list[str] | None = None) -> None:
     print(f"Students, figures and curves: {folder}/seed*/")
 
 
+def parser() -> argparse.ArgumentParser:
+    """Command line of this command."""
+    parser = CommandParser("quickstart", __doc__)
+    parser.add_argument("--output_dir", required=True, help="folder for models, figures and the table")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds; each trains all three models")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier runs in output_dir")
+    return parser
+
+
 def one_seed(seed: int, folder: Path, overwrite: bool) -> dict:
     """Train teacher, student alone and distilled student with one seed and the same student budget."""
+    from hf_segkd.reports.run_folder import write_curves
+
     teacher = folder / "teacher"
     runs = {
         "teacher": (teacher, [DATA, TEACHER, BASELINE]),
@@ -51,7 +60,8 @@ def one_seed(seed: int, folder: Path, overwrite: bool) -> dict:
             [DATA, PAIR, METHOD, "--dataset_config.num_labelled", "8", "--teacher", str(teacher)],
         ),
     }
-    scores, history = {}, {}
+    scores = {}
+    history = {}
     for name, (output_dir, argv) in runs.items():
         if overwrite or not (output_dir / "metrics.json").is_file():
             print(f"\n=== {name}, seed {seed} ===", flush=True)
@@ -65,6 +75,8 @@ def one_seed(seed: int, folder: Path, overwrite: bool) -> dict:
 
 def markdown(results: list[dict]) -> str:
     """One row per seed, mIoU in percent, and the mean paired gain with its standard error when there are several."""
+    from hf_segkd.reports.tables import markdown_table
+
     names = [name for name in results[0] if name != "seed"]
     rows = []
     gains = [100 * (row["distilled student"] - row["student alone"]) for row in results]

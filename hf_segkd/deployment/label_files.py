@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dataset_builders import DATASETS
-from dataset_builders.cityscapes import CLASSES, LABEL_IDS
 from hf_segkd.data.colors import distinct_colors
 from hf_segkd.reports.pictures import Palette, overlay
 
@@ -57,6 +56,9 @@ def _blended(labels: np.ndarray, image: Image.Image, palette: Palette) -> Image.
 
 
 def _cityscapes(labels: np.ndarray, image: Image.Image, palette: Palette) -> Image.Image:
+    # Here, because the builders import `datasets`, which `hf-segkd predict --help` does not need.
+    from dataset_builders.cityscapes import CLASSES, LABEL_IDS
+
     ids = {name: index for index, name in LABEL_IDS.items()}
     return Image.fromarray(np.array([ids[name] for name in CLASSES], dtype=np.uint8)[labels])
 

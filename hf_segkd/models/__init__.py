@@ -5,11 +5,11 @@ from typing import Any
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from .backbones import BACKBONES, resolve_backbone
 from .image_processing import SegmentationImageProcessor
@@ -66,9 +66,11 @@ for _file, _name in NETWORKS.items():
     PROCESSORS[_config_class.model_type] = vars(_module).get("PROCESSOR", {})
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     AutoModelForSemanticSegmentation.register(_config_class, _model_class, exist_ok=True)
-    AutoImageProcessor.register(
+    # Not through AutoImageProcessor.register: our UperNetConfig has the name of a native class, whose processor it
+    # would load first, with a warning about torchvision.
+    IMAGE_PROCESSOR_MAPPING.register(
         _config_class,
-        image_processor_classes={"pil": SegmentationImageProcessor, "torchvision": SegmentationImageProcessor},
+        {"pil": SegmentationImageProcessor, "torchvision": SegmentationImageProcessor},
         exist_ok=True,
     )
     # Saved folders carry the code of our models, so that they load where this package is not installed.

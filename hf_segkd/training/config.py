@@ -2,16 +2,19 @@
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import get_args, get_type_hints
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from hf_segkd.losses import LOSSES, check_losses
+from hf_segkd.training.options import DistillationArguments
+from hf_segkd.values import check_choice
 
 METRICS = ("mean_iou", "mean_iou_all", "mean_accuracy", "overall_accuracy", "frequency_weighted_iou")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = get_args(get_type_hints(DistillationArguments)["teacher_dtype"])
 # Smallest values of numbers that transformers itself stumbles over only later.
 LOWEST = {
     "per_device_train_batch_size": 1,
@@ -28,7 +31,7 @@ LOWEST = {
 
 
 @dataclass
-class DistillationConfig(TrainingArguments):
+class DistillationConfig(DistillationArguments, TrainingArguments):
     """[`~transformers.TrainingArguments`] plus the losses, with the defaults that segmentation runs need.
 
     Args:
@@ -53,13 +56,6 @@ class DistillationConfig(TrainingArguments):
     and the checkpoint with the best mIoU is the result.
     """
 
-    losses: dict | str | None = field(default_factory=lambda: {"task": {}}, metadata={"help": "Losses by name."})
-    keep_checkpoints: bool = field(default=False, metadata={"help": "Keep checkpoint-* folders of a finished run."})
-
-    ema_decay: float | None = field(default=None, metadata={"help": "Average the student's weights, e.g. 0.999."})
-    teacher_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
-    total_batch_size: int | None = field(default=None, metadata={"help": "Images a step the recipe is made for."})
-
     remove_unused_columns: bool = False
     dataloader_drop_last: bool = True
     ddp_broadcast_buffers: bool | None = False
@@ -70,16 +66,12 @@ class DistillationConfig(TrainingArguments):
     lr_scheduler_kwargs: dict | str | None = None
     max_grad_norm: float = 0.0
     eval_strategy: str = "steps"
-    eval_steps: float | None = 0.1
     save_strategy: str = "steps"
-    save_steps: float = 0.1
     save_total_limit: int | None = 2
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "mean_iou"
     greater_is_better: bool | None = True
     batch_eval_metrics: bool = True
-    per_device_eval_batch_size: int = 1
-    logging_steps: float = 50
     logging_nan_inf_filter: bool = False
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "losses"]
@@ -116,11 +108,9 @@ def _check_numbers(args: DistillationConfig) -> None:
         )
     if args.ema_decay is not None and not 0 < args.ema_decay < 1:
         raise ValueError(f"ema_decay must lie between 0 and 1, both excluded, got {args.ema_decay}.")
-    if args.teacher_dtype not in DTYPES:
-        raise ValueError(f"teacher_dtype must be one of {', '.join(DTYPES)}, got {args.teacher_dtype!r}.")
-    metric = args.metric_for_best_model
-    if metric is not None and metric.removeprefix("eval_") not in METRICS:
-        raise ValueError(f"metric_for_best_model must be one of {', '.join(METRICS)}, got {metric!r}.")
+    check_choice("teacher_dtype", args.teacher_dtype, DTYPES)
+    if args.metric_for_best_model is not None:
+        check_choice("metric_for_best_model", args.metric_for_best_model.removeprefix("eval_"), METRICS)
     if args.neftune_noise_alpha is not None:
         raise ValueError("neftune_noise_alpha adds noise to embeddings of words, which images have not. Leave it out.")
 

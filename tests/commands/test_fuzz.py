@@ -92,8 +92,8 @@ def plan(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(distill, "build", build)
-    monkeypatch.setattr(distill, "find_checkpoint", lambda *_: None)
-    monkeypatch.setattr(distill, "pin_revision", lambda *_: None)
+    monkeypatch.setattr("hf_segkd.training.checks.find_checkpoint", lambda *_: None)
+    monkeypatch.setattr("hf_segkd.hub.pin_revision", lambda *_: None)
     return plan
 
 
