@@ -148,7 +148,7 @@ class CheckTeacher(TrainerCallback):
             self.warnings.warn(
                 "teacher",
                 "The teacher reaches only %.1f %% mIoU on %d evaluation images. Score it alone with "
-                "scripts/evaluate.py; mostly its classes are in another order (teacher_classes) or its image "
+                "hf-segkd evaluate; mostly its classes are in another order (teacher_classes) or its image "
                 "processor is not the one it was trained with (mean, std, channel order).",
                 *(100 * self.mean_iou, self.images),
             )

@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: augmentation epochs, weight schedules, signals, progress, EMA."""
+"""What happens around the steps of a run: augmentation epochs, weight schedules, signals, EMA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
 
 from hf_segkd.distributed import world_size
 
@@ -89,24 +88,6 @@ class SetProgress(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.distiller.progress.fill_(state.global_step / state.max_steps)
-
-
-class ProgressBar(ProgressCallback):
-    """Trainer's bar, which also shows the last loss and mIoU."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        self.shown = {}
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        super().on_log(args, state, control, logs=logs, **kwargs)
-        if self.training_bar is None:
-            return
-        if "loss" in logs:
-            self.shown["loss"] = f"{logs['loss']:.4g}"
-        if "eval_mean_iou" in logs:
-            self.shown["mIoU"] = f"{100 * logs['eval_mean_iou']:.2f} %"
-        self.training_bar.set_postfix(self.shown)
 
 
 class ModelEMA(TrainerCallback):

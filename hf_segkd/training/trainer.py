@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_segkd.data.transforms import collate
 from hf_segkd.distributed import average
@@ -22,7 +22,7 @@ from hf_segkd.loading.pretrained import load_processor
 from hf_segkd.models import InputNormalization, upsamples_with_align_corners
 from hf_segkd.training.advice import CheckTeacher, OneClass, Warnings
 from hf_segkd.training.argument_checks import check_arguments
-from hf_segkd.training.callbacks import ModelEMA, ProgressBar, SaveOnSignal, SetEpoch, SetProgress
+from hf_segkd.training.callbacks import ModelEMA, SaveOnSignal, SetEpoch, SetProgress
 from hf_segkd.training.checkpointing import StudentCheckpoints
 from hf_segkd.training.checkpoints import AtomicCheckpoints, remove_checkpoints
 from hf_segkd.training.checks import check_run
@@ -32,6 +32,7 @@ from hf_segkd.training.faults import FiniteWatch, NamedImages, explained
 from hf_segkd.training.hub_uploads import UploadCheckpoints, UploadsToHub
 from hf_segkd.training.optim import chain, clip_own_gradients, loss_optimizers
 from hf_segkd.training.processors import whole_image_processor
+from hf_segkd.training.progress import LogLines, ProgressBar
 from hf_segkd.training.timing import StepClock, TimeStudent
 from hf_segkd.training.work import StopUnlabeled, WorkDone, check_done
 
@@ -134,9 +135,8 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
                 *(callbacks or []),
             ],
         )
-        if not args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(ProgressBar)
+        self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        self.add_callback(LogLines if args.disable_tqdm else ProgressBar)
         # Native heads take **kwargs, which Trainer reads as "the loss is already divided by the accumulation steps".
         self.model_accepts_loss_kwargs = False
         self.student = student

@@ -122,7 +122,7 @@ def test_run_stopped_by_sigterm_and_resumed_ends_with_the_same_bits(teacher, tmp
 
     whole, stopped = command("whole"), command("parts")
     for line in stopped.stdout:
-        if "'loss'" in line:
+        if "  loss " in line:
             stopped.send_signal(signal.SIGTERM)
             break
     assert "--resume" in stopped.stdout.read() and stopped.wait() == 128 + signal.SIGTERM

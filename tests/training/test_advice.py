@@ -12,7 +12,7 @@ from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import trainer_for
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.training.advice import CheckTeacher
-from hf_segkd.training.callbacks import ProgressBar
+from hf_segkd.training.progress import ProgressBar
 from hf_segkd.training.timing import StepClock
 
 ONE_RUN = {"load_best_model_at_end": False, "eval_strategy": "no", "save_strategy": "no"}
