@@ -95,7 +95,7 @@ def push_folder(folder: str | Path, repo_id: str, branch: str | None = None, tok
 
 def push_command(folder: str | Path, repo_id: str, branch: str | None = None) -> str:
     """The command that uploads a finished folder."""
-    words = ["python", "scripts/push.py", str(folder), repo_id, *(["--branch", branch] if branch else [])]
+    words = ["hf-segkd", "push", str(folder), repo_id, *(["--branch", branch] if branch else [])]
     return shlex.join(words)
 
 
