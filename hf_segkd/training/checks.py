@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from dataset_builders.opened import OpenedDataset
+from hf_segkd.data import DatasetSpec
 from hf_segkd.data.integrity import WARNINGS, find_leaks, find_problems, problem_table
 from hf_segkd.hub import fetch_checkpoint, open_repository
 from hf_segkd.loading.any_model import load_model
