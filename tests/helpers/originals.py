@@ -108,7 +108,8 @@ ROWS = {
 }
 
 KD = {"weight": 1.0, "temperature": 1.0}
-HINGE = {"weight": {"student": 0.001, "discriminator": 0.1}}
+HINGE = {"weight": {"student": 0.001, "discriminator": 0.1}, "constant_learning_rate": True}
+WGAN_GP = {"weight": {"student": 0.001, "discriminator": 0.1}, "objective": "wgan-gp"}
 PI = {"weight": 10, "reduction": "element"}
 
 
@@ -134,7 +135,7 @@ def cirkdv2(fitnet: float, **options) -> dict:
 def af_dcd(kd: float, feature: float, contrast: float, **options) -> dict:
     """Af-DCD on the last stage of the backbones."""
     weight = {"feature": feature, "contrast": contrast}
-    loss = {"weight": weight, "temperature": 0.07, "layer": "hidden_states.3", **options}
+    loss = {"weight": weight, "temperature": 0.07, "layer": "hidden_states.3", "max_grad_norm": 15, **options}
     return {"kd": KD | {"weight": kd}, "af_dcd": loss}
 
 
@@ -170,7 +171,10 @@ LOSSES = {
     },
     "dsd": DSD,
     "cirkd": cirkd(),
-    "dist": {"dist": {"weight": 1.0, "beta": 1.0, "gamma": 1.0, "temperature": 1.0}},
+    "dist": {
+        "dist": {"weight": 1.0, "beta": 1.0, "gamma": 1.0, "temperature": 1.0},
+        "dist_aux": {"type": "dist", "layer": "aux_logits", "weight": 0.4},
+    },
     "cskd": cskd(),
     "cskd without positions": cskd(quirk=False, pam=0),
     "cskd without channels": cskd(cam=0),
@@ -182,13 +186,13 @@ LOSSES = {
     "Pi": {"kd": KD | PI},
     "Pa": {"skd_pairwise": {"weight": 10.0, "pooling": "max2"}},
     "IFVD": {"ifvd": {"weight": 20.0}},
-    "Ho": {"adversarial": HINGE | {"objective": "wgan-gp"}},
+    "Ho": {"adversarial": WGAN_GP},
     "CWD, features": {"cwd_features": cwd("features", 50.0)},
     "CWD, logits": {"cwd_logits": cwd("logits", 3.0)},
     "CWD, logits, with Pi and Ho": {
         "cwd_logits": cwd("logits", 3.0),
         "kd": PI,
-        "adversarial": HINGE | {"objective": "wgan-gp"},
+        "adversarial": WGAN_GP,
     },
 }
 NO_DISCRIMINATOR = {
