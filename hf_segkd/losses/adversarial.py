@@ -33,7 +33,8 @@ class AdversarialLoss(DistillationLoss):
             [`~hf_segkd.losses.discriminator.Discriminator`]. All originals use `"batch_norm"`.
         optimizer (`str`, *optional*, defaults to `"adam"`): D's: `"adam"` with betas (0.9, 0.99), or `"sgd"` with
             momentum 0.9 (SKD, which sets its weight decay to the student's).
-        learning_rate (`float`, *optional*, defaults to `4e-4`): D's, > 0; the run's schedule scales it, too.
+        learning_rate (`float`, *optional*, defaults to `4e-4`): D's, > 0; the run's schedule scales it, too, unless
+            `constant_learning_rate`.
         weight_decay (`float`, *optional*, defaults to `0.0`): D's, ≥ 0; the recipe's own does not reach D.
         seed (`int`, *optional*, defaults to `0`): Seed of α, which differs between processes.
         layer (`str`, *optional*, defaults to `"logits"`): Field to compare: `"logits"` or `"aux_logits"`.
@@ -52,9 +53,9 @@ class AdversarialLoss(DistillationLoss):
 
     Differs from the original: D collects no gradient from the student's term (there it is thrown away), and its own is
     averaged between processes (not in CIRKD); a call of D keeps its spectral norm's gradient when another call follows
-    (as on torch ≤ 1.6); D and its optimizer are saved; D's learning rate follows the schedule as in SKD (constant in
-    CIRKD). Spectral norm advances with every micro-batch of an accumulated step. Two processes equal one with both
-    batches for `"hinge"`, if D's BatchNorm is synchronised (it is on GPUs) or replaced by `"tanh"`.
+    (as on torch ≤ 1.6); D and its optimizer are saved. Spectral norm advances with every micro-batch of an accumulated
+    step. Two processes equal one with both batches for `"hinge"`, if D's BatchNorm is synchronized (it is on GPUs) or
+    replaced by `"tanh"`.
 
     Reference: Liu et al., Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019,
     https://huggingface.co/papers/1903.04197
@@ -170,12 +171,12 @@ def _restore_learning_rate(optimizer: torch.optim.Optimizer, args: tuple, kwargs
 
 
 def hinge(student_scores: Tensor, teacher_scores: Tensor) -> Tensor:
-    """What D minimises: the teacher's scores are to exceed 1, the student's to fall below −1."""
+    """What D minimizes: the teacher's scores are to exceed 1, the student's to fall below −1."""
     return F.relu(1 - teacher_scores).mean() + F.relu(1 + student_scores).mean()
 
 
 def wasserstein(student_scores: Tensor, teacher_scores: Tensor) -> Tensor:
-    """What D minimises: the student's mean score less the teacher's, without bounds."""
+    """What D minimizes: the student's mean score less the teacher's, without bounds."""
     return student_scores.mean() - teacher_scores.mean()
 
 

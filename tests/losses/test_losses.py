@@ -2,6 +2,7 @@
 
 import math
 import re
+from inspect import signature
 
 import pytest
 import safetensors.torch
@@ -27,6 +28,9 @@ from helpers.loss_cases import (
     total,
 )
 from helpers.paths import ROOT
+from helpers.tiny import LABELS, TINY
+from hf_segkd.loading.any_model import load_model
+from hf_segkd.loading.native import output_shapes
 from hf_segkd.losses import LOSSES, LossSetup, build_losses, check_losses
 from hf_segkd.models import SegmentationOutput
 from hf_segkd.training.distiller import Distiller
@@ -35,6 +39,7 @@ from hf_segkd.training.distiller import Distiller
 COMMON_TESTS = ("test_losses.py", "test_distributed.py", "test_unlabelled.py", "test_end_to_end.py")
 # Values of a student that equals its teacher, where they are not 0.
 FLOORS: dict[str, float] = {}
+LAYERED = [name for name, loss in LOSSES.items() if "layer" in signature(loss).parameters]
 
 
 @pytest.mark.golden
@@ -244,12 +249,36 @@ def test_logit_losses_refuse_different_numbers_of_classes():
             build_losses(specs, other)
 
 
-@pytest.mark.parametrize("name", ["kd", "cwd", "dist", "bpkd", "adversarial"])
-def test_logit_losses_can_compare_the_auxiliary_logits(name):
-    """DIST's published rows do; a loss that went on reading `logits` would count the main head twice."""
-    loss, (student, teacher) = build(name, layer="aux_logits"), pair(name)
-    total(loss(student, teacher, labels_for(name))).backward()
-    assert student.aux_logits.grad.abs().max() > 0 and student.logits.grad is None
+def test_every_loss_of_one_map_lets_the_recipe_choose_it():
+    """DIST's published rows compare the auxiliary logits too; the two that are left read several maps at once."""
+    assert set(LOSSES) - set(LAYERED) == {"task", "dsd"}
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_a_loss_of_the_auxiliary_logits_is_that_of_a_model_whose_logits_they_are(name):
+    """A loss that went on reading `logits` in one place would count the main head twice, or a mixture of both."""
+    size = 8 * side(name)  # ESPNet's auxiliary logits are at 1/8, its logits as large as the image
+    generator = torch.Generator().manual_seed(0)
+    pixel_values = torch.randn(images(name), 3, size, size, generator=generator)
+    labels = torch.randint(0, len(LABELS), (images(name), size, size), generator=generator)
+    torch.manual_seed(0)
+    networks = [load_model({**TINY, "use_decoder": True}, id2label=LABELS)[0].eval() for _ in range(2)]
+    with torch.no_grad():
+        outputs = [network(pixel_values=pixel_values) for network in networks]
+    shapes = [output_shapes(network, (size, size)) for network in networks]
+
+    def value(layer, shapes, outputs):
+        torch.manual_seed(0)
+        setup = LossSetup(shapes[0], len(LABELS), shapes[1])
+        return named(LOSSES[name](setup, layer=layer)(*outputs, labels))
+
+    moved = [SegmentationOutput(logits=output.aux_logits) for output in outputs]
+    found = value("aux_logits", shapes, outputs)
+    expected = value("logits", [{"logits": x["aux_logits"]} for x in shapes], moved)
+    main = value("logits", shapes, outputs)
+    assert outputs[0].aux_logits.shape[-1] == side(name) and outputs[0].logits.shape[-1] == size
+    for term, x in expected.items():
+        assert torch.equal(found[term], x) and not torch.equal(found[term], main[term]), term
 
 
 def test_a_layer_may_be_counted_from_the_last():

@@ -34,6 +34,10 @@ def adversarial_trainer(folder, teacher, losses=ADVERSARIAL, **options):
     return trainer_for(folder, student, teacher, train=TinyScenes(size=64), losses=losses, **options)
 
 
+def with_options(**options):
+    return {**ADVERSARIAL, "adversarial": {**ADVERSARIAL["adversarial"], **options}}
+
+
 def discriminator_optimizer(trainer):
     chained = trainer.optimizer.optimizer
     assert isinstance(chained, ChainedOptimizer)
@@ -166,11 +170,16 @@ def test_accumulated_steps_step_the_discriminator_once(tmp_path, tiny_teacher):
     assert steps == {3.0}
 
 
-def test_resumed_game_ends_with_the_same_bits(tmp_path, tiny_teacher):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"constant_learning_rate": True}, {"condition_on_image": True}],
+    ids=lambda x: next(iter(x), "plain"),
+)
+def test_resumed_game_ends_with_the_same_bits(options, tmp_path, tiny_teacher):
     """Discriminator, its Adam, its singular vectors and the drawn mixtures all belong to the state of a run."""
 
-    def run(folder, resume=None, **options):
-        trainer = adversarial_trainer(folder, tiny_teacher, max_steps=4, **ONE_RUN, **options)
+    def run(folder, resume=None):
+        trainer = adversarial_trainer(folder, tiny_teacher, with_options(**options), max_steps=4, **ONE_RUN)
         trainer.train(resume_from_checkpoint=resume)
         return weights(trainer.model), discriminator_optimizer(trainer).state_dict()["state"]
 
@@ -182,30 +191,28 @@ def test_resumed_game_ends_with_the_same_bits(tmp_path, tiny_teacher):
 
 
 def test_discriminators_learning_rate_may_stay_constant(tmp_path, tiny_teacher):
-    """In CIRKD's code it does: with the schedule, D's weights are others after the first steps."""
-    seen = []
+    """In CIRKD's code it does: with the schedule, also with the one that a checkpoint holds, D's steps are smaller."""
+    rates = []
 
     class Watch(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            chained = kwargs["optimizer"].optimizer
-            seen.append([optimizer.param_groups[0]["lr"] for optimizer in chained.optimizers])
+        def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+            for one in optimizer.optimizer.optimizers:
+                one.register_step_pre_hook(self.note)  # after the loss's own hook
 
-    losses = {**ADVERSARIAL, "adversarial": {**ADVERSARIAL["adversarial"], "constant_learning_rate": True}}
-    trainer = adversarial_trainer(tmp_path, tiny_teacher, losses, max_steps=3, **ONE_RUN)
-    stepped = []
-    create = trainer.create_optimizer
+        def note(self, optimizer, *_):
+            rates.append(optimizer.param_groups[0]["lr"])
 
-    def watched(*args, **kwargs):
-        optimizer = create(*args, **kwargs)
-        adam = optimizer.optimizers[1]
-        adam.register_step_post_hook(lambda optimizer, *_: stepped.append(optimizer.param_groups[0]["lr"]))
-        return optimizer
+    def run(folder, resume=None):
+        rates.clear()
+        losses = with_options(constant_learning_rate=True)
+        options = {"callbacks": [Watch()], "learning_rate": 0.02, "max_steps": 4, **ONE_RUN}
+        adversarial_trainer(folder, tiny_teacher, losses, **options).train(resume_from_checkpoint=resume)
 
-    trainer.create_optimizer = watched
-    trainer.add_callback(Watch)
-    trainer.train()
-    assert stepped == [4e-4] * 3
-    assert seen[0][0] > seen[-1][0]
+    run(tmp_path / "whole")
+    expected = [rate for done in range(4) for rate in (0.02 * (1 - done / 4) ** 0.9, 4e-4)]
+    assert rates == pytest.approx(expected)
+    run(tmp_path / "parts", str(tmp_path / "whole" / "checkpoint-2"))
+    assert rates == pytest.approx(expected[4:])
 
 
 def test_gradients_of_a_losss_own_parameters_are_clipped_once_per_step():
