@@ -19,7 +19,14 @@ from hf_segkd.loading.any_model import load_model
 # Files whose tests start processes or train several runs: `make test-fast` leaves them out.
 INTEGRATION = (
     *("commands/", "hub/", "conversion/test_conversion.py", "dataset_builders/test_builders.py"),
-    *("evaluation/test_evaluation.py", "deployment/", "reports/", "house/test_docs.py", "house/test_benchmarks.py"),
+    *(
+        "evaluation/test_evaluation.py",
+        "deployment/",
+        "reports/",
+        "house/test_docs.py",
+        "house/test_benchmarks.py",
+        "house/test_extensions.py",
+    ),
     *("loading/test_loading.py", "losses/test_memory.py", "losses/test_similarity_triton.py"),
     *("data/test_transforms.py", "training/"),
 )

@@ -1,0 +1,129 @@
+"""Files of a loss, a backbone and a dataset that nobody has added yet: what an extension consists of."""
+
+LOSS = '''"""Mean squared error of one map."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
+from hf_segkd.models.outputs import SegmentationOutput
+
+
+class ToyLoss(DistillationLoss):
+    """Mean squared error of the logits."""
+
+    paper = "https://huggingface.co/papers/1503.02531"
+    citation = "@article{toy}"
+    time_growth = "BNK"
+    memory_growth = "one map"
+
+    def __init__(self, setup: LossSetup, layer: str = "logits"):
+        super().__init__(setup, layer=layer)
+
+    def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
+        logits = get_layer(student, self.layer)
+        return F.mse_loss(logits, resize_like(get_layer(teacher, self.layer), logits))
+'''
+
+BACKBONE = '''"""Four convolutions."""
+
+from torch import Tensor, nn
+from transformers import AutoBackbone, AutoConfig
+
+from .mobile_backbone import ConvNormAct, MobileBackbone, MobileBackboneConfig
+from .presets import BACKBONES
+
+CHANNELS = (8, 8, 16, 16, 24)
+
+
+class ToyConfig(MobileBackboneConfig):
+    """Configuration of [`ToyBackbone`]."""
+
+    model_type = "toy_backbone"
+
+    @property
+    def stage_channels(self) -> list[int]:
+        return list(CHANNELS)
+
+
+class ToyBackbone(MobileBackbone):
+    """A stem and four stages, at stride 8."""
+
+    config: ToyConfig
+
+    def __init__(self, config: ToyConfig):
+        super().__init__(config)
+        self.conv_stem = ConvNormAct(3, CHANNELS[0], 3, stride=2)
+        pairs = zip(CHANNELS[:-1], CHANNELS[1:], (2, 2, 1, 1), strict=True)
+        self.layer = nn.ModuleList(ConvNormAct(a, b, 3, stride=stride) for a, b, stride in pairs)
+        self.post_init()
+
+    def stages(self, pixel_values: Tensor) -> list[Tensor]:
+        maps = [self.conv_stem(pixel_values)]
+        for layer in self.layer:
+            maps.append(layer(maps[-1]))
+        return maps
+
+
+AutoConfig.register(ToyConfig.model_type, ToyConfig, exist_ok=True)
+AutoBackbone.register(ToyConfig, ToyBackbone, exist_ok=True)
+BACKBONES["toy"] = {"model_type": "toy_backbone"}
+'''
+
+DATASET = '''"""Leaves on soil, two classes."""
+
+from dataset_builders.files import Part
+from dataset_builders.pair_builder import PairBuilder
+from hf_segkd.data.label_map import LabelMap
+from hf_segkd.data.specs import DatasetSpec
+
+SPEC = DatasetSpec(
+    name="leaves",
+    labels=("soil", "leaf"),
+    palette=((90, 60, 30), (40, 160, 40)),
+    license="CC0",
+    link="https://example.org/leaves",
+)
+
+
+class Leaves(PairBuilder):
+    """Reads `train/NAME.png` with `train/NAME_mask.png`, and `val` likewise."""
+
+    SPEC = SPEC
+    TITLE = "Leaves"
+    PAGE = "Get it from https://example.org/leaves."
+    PARTS = (Part(("train",)), Part(("val",)))
+    LAYOUT = {
+        "train": (r"train/([^/_]+)\\.png", r"train/([^/]+)_mask\\.png"),
+        "validation": (r"val/([^/_]+)\\.png", r"val/([^/]+)_mask\\.png"),
+    }
+
+    @classmethod
+    def label_map(cls, config) -> LabelMap:
+        return LabelMap({0: 0, 1: 1, 255: 255}, "0, 1 and 255", "Download it again.")
+'''
+
+# File of the addition, its text; file that gets one line, the line before which it goes, the line.
+ADDITIONS = {
+    "loss": (
+        *("hf_segkd/losses/toy.py", LOSS),
+        *("hf_segkd/losses/__init__.py", '    "kd": "kd.KDLoss",\n', '    "toy": "toy.ToyLoss",\n'),
+    ),
+    "backbone": (
+        *("hf_segkd/models/toy_backbone.py", BACKBONE),
+        "hf_segkd/models/backbones.py",
+        *("from .presets import BACKBONES\n", "from .toy_backbone import ToyBackbone\n"),
+    ),
+    "dataset": (
+        *("dataset_builders/leaves.py", DATASET),
+        "dataset_builders/builders.py",
+        *(
+            '    "synthetic": "dataset_builders.synthetic:Synthetic",\n',
+            '    "leaves": "dataset_builders.leaves:Leaves",\n',
+        ),
+    ),
+}
+RECIPES = {
+    "hf_segkd/recipes/methods/toy.yaml": "# A toy loss.\nlosses:\n  task: {}\n  toy: {weight: 0.1}\n",
+    "hf_segkd/recipes/datasets/leaves.yaml": "# Leaves, a toy dataset.\ndataset: leaves\ncrop_size: [32, 32]\n",
+}
