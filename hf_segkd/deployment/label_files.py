@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dataset_builders import DATASETS
 from hf_segkd.data.colors import distinct_colors
 from hf_segkd.reports.pictures import Palette, overlay
 
@@ -130,6 +129,8 @@ def upright(picture: Image.Image) -> Image.Image:
 
 def palette_of(id2label: dict[int, str]) -> Palette:
     """The official colours where the classes are those of a known dataset, else distinct ones."""
+    from dataset_builders import DATASETS  # imports `datasets`, which --help does without
+
     labels = tuple(id2label[index] for index in sorted(id2label))
     for spec in DATASETS.values():
         if spec.labels == labels:

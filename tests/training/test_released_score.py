@@ -10,12 +10,12 @@ from transformers import (
     SegformerImageProcessorPil,
 )
 
-from dataset_builders import DataArguments, data_options, load_split
+from dataset_builders import open_dataset
 from helpers.commands import RECIPE, distill, recipe
 from helpers.tiny import LABELS, TINY
 from hf_segkd.data import EvalTransform
 from hf_segkd.evaluation.confusion import confusion_matrix, scores
-from hf_segkd.loading.pretrained import load_processor, load_segmenter
+from hf_segkd.loading.any_model import load_model
 
 
 def segformer(folder):
@@ -34,9 +34,8 @@ def segformer(folder):
 
 def own_folder(folder):
     """Our own model, with a processor that resizes."""
-    model = load_segmenter(TINY, id2label=LABELS)
+    model, processor = load_model(TINY, id2label=LABELS)
     model.save_pretrained(folder)
-    processor = load_processor(model)
     processor.size = {"height": 64, "width": 64}
     processor.save_pretrained(folder)
     return str(folder)
@@ -52,7 +51,7 @@ def test_readme_snippet_reaches_the_score_on_the_card(tmp_path, start):
     processor = AutoImageProcessor.from_pretrained(folder)
     model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
     matrix = 0
-    for row in load_split("synthetic", None, "validation", **data_options(DataArguments(**CONFIG))):
+    for row in open_dataset("synthetic", **RECIPE["dataset_config"]).split("validation"):
         with torch.no_grad():
             outputs = model(**processor(row["image"], return_tensors="pt"))
         size = [row["image"].size[::-1]]
@@ -60,6 +59,3 @@ def test_readme_snippet_reaches_the_score_on_the_card(tmp_path, start):
         matrix = matrix + confusion_matrix(predicted, EvalTransform()(row)["labels"], 10)
     assert report["mean_iou"] == pytest.approx(scores(matrix)["mean_iou"], abs=1e-3)  # ties after rounding
     assert model.config.id2label == LABELS
-
-
-CONFIG = {"dataset_config": RECIPE["dataset_config"]}

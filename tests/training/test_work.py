@@ -15,8 +15,8 @@ from helpers.commands import distill, recipe, refusal
 from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import equal, trainer_for, weights
 from hf_segkd.console import TrainingFault
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import expose_features
-from hf_segkd.loading.pretrained import load_segmenter
 from hf_segkd.training.advice import OneClass, Warnings
 from hf_segkd.training.argument_checks import check_processes
 from hf_segkd.training.dry_run import smallest_batch
@@ -78,7 +78,7 @@ def test_resumed_after_its_last_step_trains_no_further(tmp_path, tiny_student):
     trainer.train()
     trained = weights(tiny_student)
     for steps in (6, 3):
-        again = trainer_for(tmp_path, load_segmenter(TINY, id2label=LABELS), **{**options, "max_steps": steps})
+        again = trainer_for(tmp_path, load_model(TINY, id2label=LABELS)[0], **{**options, "max_steps": steps})
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
         assert again.state.global_step == 6 and equal(weights(again.student), trained)
     assert again.work.gather() == trainer.work.gather() == {"images": 12, "labeled_pixels": 12 * 32 * 32}
@@ -131,7 +131,7 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
 
 def test_one_image_in_a_batch_norm_batch_is_refused_and_leaves_the_student_alone(tmp_path):
     """`Expected more than 1 value per channel when training`, after the first epoch of an odd number of images."""
-    student = load_segmenter({"model_type": "pspnet", "backbone": "resnet18"}, id2label=LABELS)
+    student = load_model({"model_type": "pspnet", "backbone": "resnet18"}, id2label=LABELS)[0]
     before = weights(student)
     with pytest.raises(ValueError, match="cannot be trained on a batch of one image"):
         trainer_for(tmp_path, student, train=TinyScenes(3), dataloader_drop_last=False)
