@@ -14,7 +14,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from transformers import PreTrainedConfig, SegformerImageProcessorPil, TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import CONFIG_NAME, cached_file
@@ -26,6 +26,11 @@ except ImportError:
     from httpx import TransportError
 
 from hf_segkd.models import MODELS, SegmentationImageProcessor
+
+try:
+    from transformers import SegformerImageProcessorPil
+except ImportError:  # before 5.4, when the processor without torchvision had the plain name
+    from transformers import SegformerImageProcessor as SegformerImageProcessorPil
 
 logger = logging.getLogger(__name__)
 

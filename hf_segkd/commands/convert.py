@@ -37,11 +37,9 @@ def probe(model, pixel_values):
 
 def describe(config) -> str:
     """What is particular to a config, in one line."""
-    from dataclasses import fields
+    from hf_segkd.models.compat import PreTrainedConfig, field_names
 
-    from transformers import PreTrainedConfig
-
-    own = {field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)}
+    own = field_names(type(config)) - field_names(PreTrainedConfig)
     values = {name: getattr(config, name) for name in sorted(own)}
     for name, value in values.items():
         if isinstance(value, PreTrainedConfig):

@@ -2,7 +2,8 @@
 
 import re
 
-from transformers import SegformerConfig
+import torch
+from transformers import SegformerConfig, SegformerModel
 
 from hf_segkd.conversion.family import RGB_BYTES, Family, StateDict
 
@@ -19,6 +20,22 @@ _BLOCK = (
     (r"attn\.sr\.", "attention.sequence_reduction.sequence_reduction."),
     (r"attn\.norm\.", "attention.sequence_reduction.layer_norm."),
     (r"mlp\.(fc1|fc2|dwconv\.dwconv)\.", r"mlp.\2."),
+)
+# From today's names to those of transformers before 5.10, which a stage's number follows.
+_BEFORE_5_10 = (
+    (r"\.stages\.(\d)\.patch_embeddings\.", r".encoder.patch_embeddings.\1."),
+    (r"\.stages\.(\d)\.layer_norm\.", r".encoder.layer_norm.\1."),
+    (r"\.stages\.(\d)\.blocks\.(\d+)\.", r".encoder.block.\1.\2."),
+    (r"\.layernorm_before\.", ".layer_norm_1."),
+    (r"\.layernorm_after\.", ".layer_norm_2."),
+    (r"\.q_proj\.", ".self.query."),
+    (r"\.k_proj\.", ".self.key."),
+    (r"\.v_proj\.", ".self.value."),
+    (r"\.o_proj\.", ".output.dense."),
+    (r"\.sequence_reduction\.sequence_reduction\.", ".self.sr."),
+    (r"\.sequence_reduction\.layer_norm\.", ".self.layer_norm."),
+    (r"\.mlp\.fc([12])\.", r".mlp.dense\1."),
+    (r"\.linear_projections\.", ".linear_c."),
 )
 
 
@@ -87,12 +104,23 @@ def flip_input(weights: StateDict) -> StateDict:
     return weights | {INPUT: weights[INPUT].flip(1)}
 
 
+def names_of_release(weights: StateDict) -> StateDict:
+    """Today's names, or the older ones where transformers is older."""
+    with torch.device("meta"):
+        model = SegformerModel(SegformerConfig())
+    if hasattr(model, "stages"):
+        return weights
+    for name, older in _BEFORE_5_10:
+        weights = {re.sub(name, older, key): value for key, value in weights.items()}
+    return weights
+
+
 FAMILY = Family(
     name="SegFormer",
     signature=r"^linear_pred\.weight$",
     rename=RENAME,
     config=config,
-    operations=(split_kv, fold_fuse_bias, flip_input),
+    operations=(split_kv, fold_fuse_bias, flip_input, names_of_release),
     processor=RGB_BYTES,
     checked="vectors of the original code, no released file",
 )

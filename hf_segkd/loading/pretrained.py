@@ -1,6 +1,5 @@
 """Saved models of folders and the Hub, new models, and the image processor of either."""
 
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.backbone_utils import BackboneConfigMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
@@ -25,6 +23,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 from hf_segkd.loading.class_map import keep_classes
 from hf_segkd.loading.universal import UNIVERSAL_MODELS
 from hf_segkd.models import SHORT_NAMES, default_processor, resolve_backbone
+from hf_segkd.models.compat import BackboneConfigMixin, field_names
 from hf_segkd.values import did_you_mean
 
 
@@ -104,7 +103,7 @@ def new_model(spec: dict[str, Any], id2label: dict[int, str] | None = None) -> P
 
 def _check_fields(config_class: type[PreTrainedConfig], options: dict[str, Any]) -> None:
     """A misspelled field would be kept as an attribute that nothing reads."""
-    known = {field.name for field in dataclass_fields(config_class)} | set(config_class.attribute_map) | {"num_labels"}
+    known = field_names(config_class) | set(config_class.attribute_map) | {"num_labels"}
     # No field of transformers' own models, but kept in config.json; everything here upsamples by it.
     known |= {"align_corners"}
     if not isinstance(options.get("align_corners", False), bool):

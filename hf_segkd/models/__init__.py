@@ -1,17 +1,18 @@
 """The networks that travel with released folders, registered with the Auto classes of transformers."""
 
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from transformers import (
     AutoConfig,
     AutoModelForSemanticSegmentation,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from .backbones import BACKBONES, resolve_backbone
+from .compat import PreTrainedConfig
 from .image_processing import SegmentationImageProcessor
 from .normalization import InputNormalization
 from .outputs import SegmentationOutput, segmentation_loss, upsamples_with_align_corners
@@ -56,6 +57,11 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "mobilevitv2": _BGR,
 }
 
+# Before transformers 5.4, processors were a pair, slow and fast; ours passes for a slow one.
+_PROCESSOR_CLASSES: Any = (SegmentationImageProcessor, None)
+if "image_processor_classes" in signature(AutoImageProcessor.register).parameters:
+    _PROCESSOR_CLASSES = dict.fromkeys(("pil", "torchvision"), SegmentationImageProcessor)
+
 for _file, _name in NETWORKS.items():
     _module = import_module(f".{_file}", __name__)
     _config_class = getattr(_module, f"{_name}Config")
@@ -68,11 +74,7 @@ for _file, _name in NETWORKS.items():
     AutoModelForSemanticSegmentation.register(_config_class, _model_class, exist_ok=True)
     # Not through AutoImageProcessor.register: our UperNetConfig has the name of a native class, whose processor it
     # would load first, with a warning about torchvision.
-    IMAGE_PROCESSOR_MAPPING.register(
-        _config_class,
-        {"pil": SegmentationImageProcessor, "torchvision": SegmentationImageProcessor},
-        exist_ok=True,
-    )
+    IMAGE_PROCESSOR_MAPPING.register(_config_class, _PROCESSOR_CLASSES, exist_ok=True)
     # Saved folders carry the code of our models, so that they load where this package is not installed.
     _config_class.register_for_auto_class()
     _model_class.register_for_auto_class("AutoModelForSemanticSegmentation")

@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-from transformers import CONFIG_MAPPING, MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_BACKBONE_MAPPING
+
+from .compat import PreTrainedConfig
 
 # One line for each file of backbones.
 from .dilated_resnet import DilatedResNetBackbone

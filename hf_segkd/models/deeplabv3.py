@@ -1,9 +1,24 @@
 """DeepLabV3: dilated convolutions at several rates, and the image's mean, on the last map of a backbone."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from .heads import ConvNormAct, SegmentationConfig, SegmentationModel, dropout
+
+if TYPE_CHECKING:  # earlier releases of transformers bring along only the files that this one names itself
+    from .backbones import resolve_backbone  # noqa: F401
+    from .checkpointing import CheckpointedLayer  # noqa: F401
+    from .compat import field_names  # noqa: F401
+    from .dilated_resnet import DilatedResNetConfig  # noqa: F401
+    from .efficientnet_lite import EfficientNetLiteConfig  # noqa: F401
+    from .mobile_backbone import MobileBackboneConfig  # noqa: F401
+    from .mobilenetv2 import MobileNetV2Config  # noqa: F401
+    from .mobilenetv3 import MobileNetV3Config  # noqa: F401
+    from .mobilevit import MobileViTConfig  # noqa: F401
+    from .outputs import SegmentationOutput  # noqa: F401
+    from .presets import BACKBONES  # noqa: F401
 
 
 class DeepLabV3Config(SegmentationConfig):

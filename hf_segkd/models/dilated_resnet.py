@@ -5,13 +5,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
-from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers import AutoBackbone, AutoConfig, PreTrainedModel
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple
 
 from .checkpointing import CheckpointedLayer
+from .compat import BackboneConfigMixin, BackboneMixin, DataclassConfig, init
 from .presets import BACKBONES
 
 STRIDES = (1, 2, 1, 1)
@@ -38,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class DilatedResNetConfig(BackboneConfigMixin, PreTrainedConfig):
+class DilatedResNetConfig(BackboneConfigMixin, DataclassConfig):
     """Configuration of [`DilatedResNetBackbone`]. The defaults are CIRKD's ResNet-18.
 
     Args:

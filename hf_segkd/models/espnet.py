@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import PreTrainedModel
 from transformers.utils import can_return_tuple
 
+from .compat import DataclassConfig, init
 from .outputs import SegmentationOutput, segmentation_loss
 
 # Five parallel branches share the output channels of a block, so none has any below this width.
@@ -21,7 +21,7 @@ PROCESSOR = {
 }
 
 
-class ESPNetConfig(PreTrainedConfig):
+class ESPNetConfig(DataclassConfig):
     """Configuration of [`ESPNetForSemanticSegmentation`]. The defaults are the published network.
 
     Args:

@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import PreTrainedModel
 from transformers.utils import can_return_tuple
 
+from .compat import DataclassConfig, init
 from .espnetv2_layers import ESPNetv2Decoder, ESPNetv2Encoder
 from .outputs import SegmentationOutput, segmentation_loss
 
@@ -15,7 +15,7 @@ WIDTH_STEP = 0.25
 MAX_PYRAMID_SIZE = 16
 
 
-class ESPNetv2Config(PreTrainedConfig):
+class ESPNetv2Config(DataclassConfig):
     """Configuration of [`ESPNetv2ForSemanticSegmentation`].
 
     Args:

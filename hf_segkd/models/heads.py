@@ -5,17 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
-from transformers.backbone_utils import load_backbone
+from transformers import AutoBackbone, AutoConfig, PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .backbones import resolve_backbone
+from .compat import DataclassConfig, PreTrainedConfig, init
 from .mobile_backbone import MobileBackboneConfig
 from .outputs import SegmentationOutput, segmentation_loss
 
 
-class SegmentationConfig(PreTrainedConfig):
+class SegmentationConfig(DataclassConfig):
     """Fields that all models with a backbone have.
 
     Args:
@@ -141,7 +140,7 @@ class SegmentationModel(PreTrainedModel):
 
     def __init__(self, config: SegmentationConfig):
         super().__init__(config)
-        self.backbone = load_backbone(config)
+        self.backbone = AutoBackbone.from_config(config.backbone_config)
         channels = self.backbone.channels
         self.decode_head = self.head_class(config, channels)
         if config.use_auxiliary_head:

@@ -94,6 +94,8 @@ class SegmentationImageProcessor(BaseImageProcessor):
                 f"Images of unequal sizes (height, width) cannot be stacked: {sorted(sizes)}. "
                 "Give the processor a size, pass one image at a time, or leave return_tensors out."
             )
+        if return_tensors is not None:  # transformers 4.57 does not stack tensors itself
+            data = {name: torch.stack(values) for name, values in data.items()}
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def post_process_semantic_segmentation(

@@ -2,16 +2,15 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
-from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import can_return_tuple
 
 from .checkpointing import CheckpointedLayer
+from .compat import BackboneConfigMixin, BackboneMixin, DataclassConfig, init
 
 
-class MobileBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
+class MobileBackboneConfig(BackboneConfigMixin, DataclassConfig):
     """Names the stages `"stem"`, `"stage1"`, ... by the number of `stage_channels`, which a subclass defines."""
 
     @property

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
+
+from .compat import PreTrainedConfig
 
 
 @dataclass

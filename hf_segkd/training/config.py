@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args, get_type_hints
 
 import torch
@@ -56,6 +56,9 @@ class DistillationConfig(DistillationArguments, TrainingArguments):
     and the checkpoint with the best mIoU is the result.
     """
 
+    # Transformers' own option, which it called gradient_checkpointing in earlier releases.
+    activation_checkpointing: bool | None = field(default=None, metadata={"help": "Compute twice, keep less memory."})
+
     remove_unused_columns: bool = False
     dataloader_drop_last: bool = True
     ddp_broadcast_buffers: bool | None = False
@@ -88,6 +91,8 @@ class DistillationConfig(DistillationArguments, TrainingArguments):
             self.dataloader_pin_memory = False
         elif self.accelerator_config is None:  # images travel to the GPU while it computes
             self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
+        if self.activation_checkpointing and not hasattr(TrainingArguments, "activation_checkpointing"):
+            self.gradient_checkpointing = True
         _check_numbers(self)
         _refuse_sharding(self)
         super().__post_init__()

@@ -34,7 +34,15 @@ def test_final_folder_is_complete_and_holds_neither_teacher_nor_pickle(finished,
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert names == {
         *("config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "metrics.json"),
-        *("training_log.json", "README.md", "espnet.py", "image_processing.py", "normalization.py", "outputs.py"),
+        *(
+            "training_log.json",
+            "README.md",
+            "compat.py",
+            "espnet.py",
+            "image_processing.py",
+            "normalization.py",
+            "outputs.py",
+        ),
         *(f"figures/{name}.png" for name in ("predictions", "curves", "classes", "sample")),
     }
     assert load_file(folder / "model.safetensors").keys() == load_model(str(folder))[0].state_dict().keys()

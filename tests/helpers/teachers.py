@@ -24,8 +24,8 @@ from transformers import (
     SwinConfig,
     UperNetConfig,
 )
-from transformers.models.oneformer.image_processing_pil_oneformer import OneFormerImageProcessorPil
 
+from helpers.native_names import pil_processor
 from helpers.tiny import LABELS, TinyScenes
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.training.config import DistillationConfig
@@ -100,7 +100,8 @@ def saved(name, id2label, folder):
     if name == "oneformer":
         tokens = [*ascii_lowercase, *(f"{x}</w>" for x in ascii_lowercase), "<|startoftext|>", "<|endoftext|>"]
         tokenizer = CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
-        images = OneFormerImageProcessorPil(repo_path=None, class_info_file=None, image_mean=[0.1, 0.2, 0.3])
+        options = {"repo_path": None, "class_info_file": None, "image_mean": [0.1, 0.2, 0.3]}
+        images = pil_processor("oneformer", "OneFormer")(**options)
         OneFormerProcessor(images, tokenizer, task_seq_length=40).save_pretrained(folder)
     return str(folder)
 

@@ -1,5 +1,6 @@
 """Any teacher: the native and universal models of transformers, their inputs, features, logits and sizes."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,16 +12,8 @@ from transformers import (
     Dinov2Config,
     UperNetConfig,
 )
-from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil
-from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
-from transformers.models.eomt.image_processing_pil_eomt import EomtImageProcessorPil
-from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
-from transformers.models.maskformer.image_processing_pil_maskformer import MaskFormerImageProcessorPil
-from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
-from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
-from transformers.models.oneformer.image_processing_pil_oneformer import OneFormerImageProcessorPil
-from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
+from helpers.native_names import module_named, pil_processor
 from helpers.teachers import ALL, CONFIGS, SEMANTIC, STAGES, native, needs_scipy, saved, trainer_for
 from helpers.tiny import LABELS, TinyScenes
 from hf_segkd.loading.any_model import load_model
@@ -35,18 +28,18 @@ LOGITS = {"task": {}, "kd": {}, "cwd_logits": {"type": "cwd", "layer": "logits",
 FEATURES = {"fitnet": {}, "cwd": {"weight": 3.0}}
 # As transformers pairs them; the Pil variants need no torchvision.
 PROCESSOR_OF = {
-    "beit": BeitImageProcessorPil,
-    "data2vec-vision": BeitImageProcessorPil,
-    "dpt": DPTImageProcessorPil,
-    "eomt": EomtImageProcessorPil,
-    "mask2former": Mask2FormerImageProcessorPil,
-    "maskformer": MaskFormerImageProcessorPil,
-    "mobilenet_v2": MobileNetV2ImageProcessorPil,
-    "mobilevit": MobileViTImageProcessorPil,
-    "mobilevitv2": MobileViTImageProcessorPil,
-    "oneformer": lambda **options: OneFormerImageProcessorPil(repo_path=None, class_info_file=None, **options),
-    "segformer": SegformerImageProcessorPil,
-    "upernet": SegformerImageProcessorPil,
+    "beit": pil_processor("beit", "Beit"),
+    "data2vec-vision": pil_processor("beit", "Beit"),
+    "dpt": pil_processor("dpt", "DPT"),
+    "eomt": pil_processor("eomt", "Eomt"),
+    "mask2former": pil_processor("mask2former", "Mask2Former"),
+    "maskformer": pil_processor("maskformer", "MaskFormer"),
+    "mobilenet_v2": pil_processor("mobilenet_v2", "MobileNetV2"),
+    "mobilevit": pil_processor("mobilevit", "MobileViT"),
+    "mobilevitv2": pil_processor("mobilevit", "MobileViT"),
+    "oneformer": partial(pil_processor("oneformer", "OneFormer"), repo_path=None, class_info_file=None),
+    "segformer": pil_processor("segformer", "Segformer"),
+    "upernet": pil_processor("segformer", "Segformer"),
 }
 
 
@@ -92,7 +85,7 @@ def test_features_of_native_models_are_what_their_classifier_reads(name):
 def test_token_sequences_become_the_maps_that_the_decoder_reads(name):
     """(B, N, C) would be taken for a map's (B, C, N); a transposed grid would compare the wrong places."""
     model = expose_features(native(name, LABELS))
-    read = "neck.reassemble_stage.readout_projects.0" if name == "dpt" else "fpn"
+    read = "neck.reassemble_stage.readout_projects.0" if name == "dpt" else module_named(model, "fpn1")
     seen = []
     model.get_submodule(read).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     states = model(torch.rand(2, 3, 64, 64), output_hidden_states=True).hidden_states
@@ -100,7 +93,7 @@ def test_token_sequences_become_the_maps_that_the_decoder_reads(name):
     if name == "dpt":  # sequences with the class token beside each patch
         assert torch.equal(states[1].flatten(2).transpose(1, 2), seen[0][..., :16])
     else:
-        assert torch.equal(states[0], seen[0][0])
+        assert torch.equal(states[0], seen[0])
 
 
 def test_patches_are_laid_out_row_by_row_after_the_other_tokens():
@@ -122,7 +115,8 @@ def test_sequences_of_unknown_order_are_left_out():
 
 def test_module_of_a_recipe_is_checked_before_training(tmp_path):
     """Otherwise the first step of a queued job would be its last."""
-    teacher = expose_features(native("segformer", LABELS), "segformer.stages.0.blocks.0.mlp")
+    teacher = native("segformer", LABELS)
+    expose_features(teacher, module_named(teacher, ".mlp"))
     with pytest.raises(ValueError, match=r"features must be a map of shape \(B, C, h, w\)"):
         trainer_for(tmp_path, teacher, LOGITS | FEATURES)
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, MobileViTImageProcessorPil, SegformerImageProcessorPil
+from transformers import AutoImageProcessor
 
+from helpers.native_names import pil_processor
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import InputNormalization, SegmentationImageProcessor, SegmentationOutput, default_processor
 
@@ -13,8 +14,8 @@ ESPNET = default_processor(load_model({"model_type": "espnet", "num_labels": 6})
 PROCESSORS = {
     "espnet": ESPNET,
     "imagenet": SegmentationImageProcessor(),
-    "segformer": SegformerImageProcessorPil(do_resize=False),
-    "mobilevit": MobileViTImageProcessorPil(do_resize=False, do_center_crop=False),
+    "segformer": pil_processor("segformer", "Segformer")(do_resize=False),
+    "mobilevit": pil_processor("mobilevit", "MobileViT")(do_resize=False, do_center_crop=False),
     "scaled_to_one": SegmentationImageProcessor(rescale_factor=1 / 127.5, image_mean=[1, 1, 1], image_std=[1, 1, 1]),
     "neither": SegmentationImageProcessor(do_rescale=False, do_normalize=False),
 }

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import MobileViTConfig, MobileViTForSemanticSegmentation, SegformerForSemanticSegmentation
 
+from helpers.native_names import module_named
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import FEATURE_MODULES, expose_features, output_shapes
 from hf_segkd.models import SegmentationOutput
@@ -105,7 +106,7 @@ def test_unknown_module_names_the_closest(segformer):
 
 def test_module_that_returns_no_map_is_refused(segformer):
     """Token sequences (B, N, C) would be read as maps with N channels."""
-    expose_features(segformer, "segformer.stages.0.blocks.0.mlp")
+    expose_features(segformer, module_named(segformer, ".mlp"))
     with pytest.raises(ValueError, match=r"features must be a map of shape \(B, C, h, w\)"):
         segformer(images(32, 32))
 

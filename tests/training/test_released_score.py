@@ -7,11 +7,11 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     SegformerConfig,
     SegformerForSemanticSegmentation,
-    SegformerImageProcessorPil,
 )
 
 from dataset_builders import open_dataset
 from helpers.commands import RECIPE, distill, recipe
+from helpers.native_names import pil_processor
 from helpers.tiny import LABELS, TINY
 from hf_segkd.data import EvalTransform
 from hf_segkd.evaluation.confusion import confusion_matrix, scores
@@ -28,7 +28,7 @@ def segformer(folder):
         decoder_hidden_size=16,
     )
     SegformerForSemanticSegmentation(config).save_pretrained(folder)
-    SegformerImageProcessorPil(do_reduce_labels=True).save_pretrained(folder)
+    pil_processor("segformer", "Segformer")(do_reduce_labels=True).save_pretrained(folder)
     return str(folder)
 
 
