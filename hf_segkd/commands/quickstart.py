@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import time
 from pathlib import Path
 
 from hf_segkd.commands import distill
@@ -23,6 +25,8 @@ TEACHER = "pairs/synthetic_teacher"
 PAIR = "pairs/synthetic"
 BASELINE = "methods/baseline"
 METHOD = "methods/kd_cwd"
+LABELED = "8"
+MAX_THREADS = 4  # the maps are too small to share among more
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,12 +34,14 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     from hf_segkd.reports.files import write_json
 
+    start = time.monotonic()
     folder = Path(arguments.output_dir)
+    limit_threads()
     results = [one_seed(seed, folder / f"seed{seed}", arguments.overwrite) for seed in arguments.seeds]
     write_json({"runs": results}, folder / "summary.json")
     (folder / "summary.md").write_text(markdown(results), encoding="utf-8")
     print("\n" + markdown(results))
-    print(f"Students, figures and curves: {folder}/seed*/")
+    print(closing_words(results[0], folder, time.monotonic() - start))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +53,28 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def limit_threads() -> None:
+    """Let torch use the cores that others leave free; a number in `OMP_NUM_THREADS` stands.
+
+    A thread that waits for a core holds up all others at the end of every convolution.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" in os.environ:
+        print(f"Threads: {torch.get_num_threads()}, as OMP_NUM_THREADS says.", flush=True)
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else cores  # Windows does not tell
+    torch.set_num_threads(free_threads(cores, load))
+    reason = f"{load:.1f} other processes were busy on {cores} cores in the last minute"
+    print(f"Threads: {torch.get_num_threads()}, because {reason} (OMP_NUM_THREADS sets another number).", flush=True)
+
+
+def free_threads(cores: int, load: float) -> int:
+    """How many of `cores` a load of so many running processes leaves free, 1 to `MAX_THREADS`."""
+    return max(1, min(MAX_THREADS, cores - round(load)))
+
+
 def one_seed(seed: int, folder: Path, overwrite: bool) -> dict:
     """Train teacher, student alone and distilled student with one seed and the same student budget."""
     from hf_segkd.reports.run_folder import write_curves
@@ -54,10 +82,10 @@ def one_seed(seed: int, folder: Path, overwrite: bool) -> dict:
     teacher = folder / "teacher"
     runs = {
         "teacher": (teacher, [DATA, TEACHER, BASELINE]),
-        "student alone": (folder / "student_alone", [DATA, PAIR, BASELINE, "--dataset_config.num_train", "8"]),
+        "student alone": (folder / "student_alone", [DATA, PAIR, BASELINE, "--dataset_config.num_train", LABELED]),
         "distilled student": (
             folder / "student_distilled",
-            [DATA, PAIR, METHOD, "--dataset_config.num_labelled", "8", "--teacher", str(teacher)],
+            [DATA, PAIR, METHOD, "--dataset_config.num_labelled", LABELED, "--teacher", str(teacher)],
         ),
     }
     scores = {}
@@ -66,7 +94,8 @@ def one_seed(seed: int, folder: Path, overwrite: bool) -> dict:
         if overwrite or not (output_dir / "metrics.json").is_file():
             print(f"\n=== {name}, seed {seed} ===", flush=True)
             resume = "--overwrite" if overwrite else "--resume"
-            distill.main([*argv, "--output_dir", str(output_dir), "--seed", str(seed), resume])
+            argv = [*argv, "--output_dir", str(output_dir), "--cache_dir", str(folder / "decoded")]
+            distill.main([*argv, "--seed", str(seed), resume])
         scores[name] = json.loads((output_dir / "metrics.json").read_text(encoding="utf-8"))["mean_iou"]
         history[name] = json.loads((output_dir / "training_log.json").read_text(encoding="utf-8"))
     write_curves(history, folder / "curves.png")
@@ -87,3 +116,26 @@ def markdown(results: list[dict]) -> str:
         error = statistics.stdev(gains) / len(gains) ** 0.5
         text += f"\nMean paired gain {statistics.mean(gains):+.2f} points, standard error {error:.2f}.\n"
     return text
+
+
+def closing_words(result: dict, folder: Path, seconds: float) -> str:
+    """What was shown with the first seed, where to look, and the commands for photos of one's own."""
+    run = folder / f"seed{result['seed']}"
+    teacher = f"{100 * result['teacher']:.1f} % mIoU"
+    alone = f"{100 * result['student alone']:.1f} %"
+    distilled = f"{100 * result['distilled student']:.1f} %"
+    return f"""\
+Shown in {seconds / 60:.1f} minutes: a small student that learns from {LABELED} labeled scenes reaches {alone} mIoU.
+The same student reaches {distilled} when a teacher ({teacher}) also tells it what is in the 392 scenes without labels.
+
+Look at     {run}/student_distilled/figures/predictions.png
+            {run}/curves.png
+
+Next, with your own photos in photos/images and masks for some of them in photos/masks (docs/your_own_data.md):
+  hf-segkd prepare folder --data_dir photos --labels labels.txt --output photos_prepared
+  hf-segkd distill baseline --dataset folder --data_dir photos --labels labels.txt --output_dir runs/teacher \\
+      --student.model_type pspnet --optim adamw_torch --learning_rate 1e-3 --crop_size 256 256 --max_steps 2000
+  hf-segkd distill kd_cwd --dataset folder --data_dir photos --labels labels.txt --output_dir runs/student \\
+      --student.model_type pspnet --student.backbone mobilenetv2 --teacher runs/teacher \\
+      --optim adamw_torch --learning_rate 1e-3 --crop_size 256 256 --max_steps 2000
+  hf-segkd predict runs/student photos/images --output_dir runs/predictions"""

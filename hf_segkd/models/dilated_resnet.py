@@ -1,4 +1,4 @@
-"""ResNet at output stride 8: the last two stages are dilated instead of strided."""
+"""ResNet at output stride 8, or 4 without the stem's max-pool: the last two stages are dilated instead of strided."""
 
 from typing import Any
 
@@ -52,6 +52,8 @@ class DilatedResNetConfig(BackboneConfigMixin, DataclassConfig):
             stage: `"half"` the stage's (CIRKD, CSKD) or the `"full"` one (Structured KD, CWD).
         ceil_mode (`bool`, *optional*, defaults to `False`): Whether the max-pool rounds sizes up (Structured KD, CWD):
             even sizes then give maps one pixel larger.
+        stem_pool (`bool`, *optional*, defaults to `True`): Whether a max-pool of stride 2 ends the stem. Without it
+            the maps are twice as large, at strides 2, 2, 4, 4 and 4: for small images.
         out_features (`list[str]`, *optional*): Stages to return, of `"stem"`, `"stage1"` to `"stage4"`, in order.
         out_indices (`list[int]`, *optional*): The same by number, 0 to 4; the last stage if neither is given.
 
@@ -68,6 +70,7 @@ class DilatedResNetConfig(BackboneConfigMixin, DataclassConfig):
     layer_type: str = "basic"
     first_dilation: str = "half"
     ceil_mode: bool = False
+    stem_pool: bool = True
 
     def __post_init__(self, **kwargs):
         self.depths, self.hidden_sizes = tuple(self.depths), tuple(self.hidden_sizes)
@@ -106,7 +109,7 @@ class DilatedResNetConvNorm(nn.Module):
 
 
 class DilatedResNetEmbedder(nn.Module):
-    """The stem: stride 2 in its first convolution, stride 2 in the pool."""
+    """The stem: stride 2 in its first convolution, stride 2 in the pool if there is one."""
 
     def __init__(self, config: DilatedResNetConfig):
         super().__init__()
@@ -116,7 +119,9 @@ class DilatedResNetEmbedder(nn.Module):
         else:
             layers = [(3, width, 7, 2)]
         self.layers = nn.ModuleList(DilatedResNetConvNorm(*layer) for layer in layers)
-        self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=config.ceil_mode)
+        self.pool = nn.Identity()
+        if config.stem_pool:
+            self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=config.ceil_mode)
         self.out_channels = layers[-1][1]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -186,6 +191,8 @@ class DilatedResNetEncoder(nn.Module):
 class DilatedResNetBackbone(BackboneMixin, PreTrainedModel):
     """ResNet whose stages end at strides 4, 8, 8 and 8; the stem's pooled map is at stride 4.
 
+    With `stem_pool=False` all strides are half of these.
+
     Convolutions start from Kaiming's normal distribution (fan-out). Gradient checkpointing runs block by block.
 
     Args:
@@ -224,7 +231,7 @@ class DilatedResNetBackbone(BackboneMixin, PreTrainedModel):
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> BackboneOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised images of any size.
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized images of any size.
             output_hidden_states (`bool`, *optional*): Whether to return the maps of the stem and all stages.
             return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are not `None`.
 

@@ -1,4 +1,4 @@
-"""Dilated ResNet: sizes, dilations, initialisation, presets, gradient checkpointing."""
+"""Dilated ResNet: sizes, dilations, initialization, presets, gradient checkpointing."""
 
 import pytest
 import torch
@@ -69,6 +69,23 @@ def test_ceil_mode_gives_even_sizes_one_pixel_more():
     assert [tuple(item.shape[-2:]) for item in maps] == [(17, 25), (17, 25), (9, 13), (9, 13), (9, 13)]
 
 
+@pytest.mark.parametrize("stem", ["deep", "plain"])
+def test_without_the_stems_pool_all_strides_halve(stem):
+    """On scenes of 96x128, stride 8 is wider than a pole is."""
+    model = backbone(stem=stem, stem_pool=False).eval()
+    with torch.no_grad():
+        maps = model(torch.randn(1, 3, 33, 40)).feature_maps
+    assert [tuple(item.shape[-2:]) for item in maps] == [(17, 20), (17, 20), (9, 10), (9, 10), (9, 10)]
+
+
+def test_configs_from_before_the_field_have_the_pool():
+    """A released folder whose network changed with an update would give other predictions, or none."""
+    fields = DilatedResNetConfig(**TINY).to_dict()
+    del fields["stem_pool"]
+    assert DilatedResNetConfig.from_dict(fields).stem_pool is True
+    assert backbone().state_dict().keys() == backbone(stem_pool=False).state_dict().keys()
+
+
 def test_first_block_has_half_of_the_dilation_or_all_of_it():
     """Both repositories load the same weights; only the numbers tell the two apart."""
     assert dilations(backbone(first_dilation="half")) == [[1] * 4, [1] * 2, [1, 2, 2, 2], [2, 4, 4, 4]]
@@ -117,7 +134,7 @@ def test_checkpointing_runs_each_block_again():
 
 def test_config_comes_back_from_json(tmp_path):
     """A model is rebuilt from it."""
-    config = DilatedResNetConfig(**TINY, stem="plain", first_dilation="full", ceil_mode=True)
+    config = DilatedResNetConfig(**TINY, stem="plain", first_dilation="full", ceil_mode=True, stem_pool=False)
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert type(loaded) is DilatedResNetConfig and loaded.depths == (2, 1, 2, 2)
