@@ -77,8 +77,8 @@ def _instance(file: Path, annotation: dict, categories: dict[int, str]) -> Shape
     segmentation = annotation.get("segmentation")
     if not segmentation:
         raise ValueError(
-            f"{file}: annotation {annotation.get('id')} has a box and no outline. Semantic segmentation needs polygons "
-            "or masks: export 'COCO Segmentation', not 'COCO detection'."
+            f"{file}: annotation {annotation.get('id')} has a box and no outline. Semantic segmentation needs "
+            "polygons or masks: export 'COCO Segmentation', not 'COCO detection'."
         )
     label = categories[annotation["category_id"]]
     if isinstance(segmentation, list):
