@@ -19,7 +19,7 @@ class DataArguments:
         default=None, metadata={"help": "Options of the dataset's builder, as JSON: '{\"num_train\": 100}'."}
     )
     labels: list[str] | None = field(
-        default=None, metadata={"help": "Class names of your own data: the names, or a .txt or .json file of them."}
+        default=None, metadata={"help": "Class names of your own data, or a .txt, .csv, .json or .yaml file of them."}
     )
     label_map: dict | str | None = field(
         default=None,
@@ -27,6 +27,23 @@ class DataArguments:
     )
     ignore_index: int | None = field(
         default=None, metadata={"help": "Mask value of unlabeled pixels in your own data (default: 255)."}
+    )
+    zero_is_unlabeled: bool = field(
+        default=False, metadata={"help": "Value 0 of your own masks is unlabeled, 1 the first class."}
+    )
+    value_255: str | None = field(
+        default=None,
+        metadata={"help": "In masks of 0 and 255 alone, 255 is the object, or unlabeled.", "metavar": "WORD"},
+    )
+    data_format: str | None = field(
+        default=None,
+        metadata={"help": "How your own folder is laid out, where several ways fit: coco, labelme, voc, masks, ..."},
+    )
+    unlabeled_as: str | None = field(
+        default=None, metadata={"help": "In exports of shapes, pixels in no shape are background, or to ignore."}
+    )
+    turn_masks: bool = field(
+        default=False, metadata={"help": "Masks were drawn on photos as stored: turn them as EXIF turns the photos."}
     )
     images: str | None = field(
         default=None, metadata={"help": "Pattern of the images in your own folder, such as 'photos/*.jpg'."}
@@ -62,4 +79,4 @@ def data_options(arguments: DataArguments | Namespace) -> dict[str, Any]:
         config = load_yaml(text)
         if not isinstance(config, dict):
             raise ValueError(f"dataset_config must be a mapping such as '{{seed: 1}}', got {text!r}.")
-    return config | {name: value for name, value in flags.items() if value is not None}
+    return config | {name: value for name, value in flags.items() if value is not None and value is not False}

@@ -38,6 +38,7 @@ class BuiltDataset(OpenedDataset):
         super().__init__(name, data_dir, cache_dir, config)
         self.options, self.published = options, name != "folder"
         self._root = os.path.abspath(os.path.expanduser(data_dir)) if data_dir else None
+        self.config.data_dir = self._root
         self._prepared: dict[frozenset[RawFile], datasets.DatasetBuilder] = {}
 
     @cached_property
@@ -68,7 +69,12 @@ class BuiltDataset(OpenedDataset):
     def raw_splits(self) -> dict[str, FileSplit]:
         if self.label_map is None:
             return {}
-        return {split: FileSplit(pairs, self._root) for split, pairs in self._files.items()}
+        turn = self.builder_class.turns_masks(self.config)
+        return {split: FileSplit(pairs, self._root, turn) for split, pairs in self._files.items()}
+
+    @property
+    def unused(self) -> list[str]:
+        return self.builder_class.unused(self.config) if self.label_map is not None else []
 
     def all_splits(self, num_proc: int | None = None) -> datasets.DatasetDict:
         for split in self._files:

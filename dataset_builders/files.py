@@ -3,12 +3,23 @@
 import io
 import os
 import re
+import unicodedata
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+MASK_SUFFIXES = SUFFIXES | {".npy"}
+# Thumbnails and bookkeeping of network disks, archives and systems; what begins with a dot is left out anyway.
+SKIPPED = {"@eadir", "__macosx", "#recycle", "thumbs.db", "desktop.ini"}
+# Folders that name a split, possibly with a year behind it: train2017.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,26 @@ class RawFile:
         return f"{os.path.relpath(self.path, root)} {self.member} {status.st_size} {status.st_mtime_ns}"
 
 
+@dataclass(frozen=True)
+class DrawnFile(RawFile):
+    """A mask that is no file: it is drawn from shapes each time it is read.
+
+    Args:
+        draw (`Callable[[], bytes]`): Draws the encoded mask.
+        state (`str`): Text that changes with the annotations.
+    """
+
+    draw: Callable[[], bytes] = field(default=bytes, compare=False)
+    state: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path} (its shapes)"
+
+    def fingerprint(self, root: str | None) -> str:
+        """The picture's fingerprint, and the state of the annotations."""
+        return f"{super().fingerprint(root)} {self.state}"
+
+
 class FileReader(ExitStack):
     """Reads [`RawFile`]s and keeps their archives open until the `with` block ends. Nothing is ever extracted."""
 
@@ -45,7 +76,7 @@ class FileReader(ExitStack):
 
     def source(self, file: RawFile) -> Path | io.BytesIO:
         """What `PIL.Image.open` takes: the path of a file, the content of a member."""
-        return io.BytesIO(self.read(file)) if file.member else file.path
+        return io.BytesIO(self.read(file)) if file.member or isinstance(file, DrawnFile) else file.path
 
     def read(self, file: RawFile) -> bytes:
         """Content of a file.
@@ -53,6 +84,8 @@ class FileReader(ExitStack):
         Raises:
             `ValueError`: If it cannot be read or fails the archive's checksum.
         """
+        if isinstance(file, DrawnFile):
+            return file.draw()
         try:
             if not file.member:
                 return file.path.read_bytes()
@@ -132,14 +165,29 @@ def list_parts(data_dir: str | None, parts: tuple[Part, ...], title: str, page: 
 
 
 def walk(folder: Path, root: Path) -> dict[str, RawFile]:
-    """Files below `folder` by their path relative to `root`, with forward slashes; hidden ones are left out."""
+    """Files below `folder` by their path relative to `root`, without hidden ones and [`SKIPPED`]."""
     files = {}
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not _is_junk(name))
         prefix = Path(place).relative_to(root).as_posix()
-        for name in sorted(name for name in names if not name.startswith(".")):
+        for name in sorted(name for name in names if not _is_junk(name)):
             files[name if prefix == "." else f"{prefix}/{name}"] = RawFile(Path(place, name))
     return files
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SKIPPED
+
+
+def split_of_folder(name: str) -> str | None:
+    """The split that the name of a folder says, `None` if it says none."""
+    word = name.lower().rstrip("0123456789")
+    return next((split for split, names in SPLIT_FOLDERS.items() if word in names), None)
+
+
+def composed(text: str) -> str:
+    """Text whose letters with accents are one character each: macOS takes them apart in file names."""
+    return unicodedata.normalize("NFC", text)
 
 
 def list_archive(archive: Path, page: str) -> dict[str, RawFile]:
@@ -195,39 +243,3 @@ def read_lines(*path: str) -> list[str] | None:
     if not file.is_file():
         return None
     return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-
-
-class Pattern:
-    """A pattern of paths: `*` is any text within a folder, `**/` any folders; what they stand for is the key.
-
-    Paths that end in a suffix of pictures match without it: the key of `images/**/*` is `a/1` for `images/a/1.jpg`.
-
-    Args:
-        text (`str`): For instance `"images/**/*"` or `"masks/*_mask.png"`.
-    """
-
-    def __init__(self, text: str):
-        self.text = text
-        escaped = re.escape(text).replace(r"\*\*/", "((?:.*/)?)").replace(r"\*", "([^/]*)")
-        self._suffix = "" if re.search(r"\.\w+$", text) else r"\.(?:" + "|".join(s[1:] for s in sorted(SUFFIXES)) + ")"
-        self._compiled = re.compile(escaped + self._suffix, re.IGNORECASE)
-
-    def __str__(self) -> str:
-        return self.text
-
-    def match(self, files: dict[str, RawFile]) -> dict[str, RawFile]:
-        """Files by key.
-
-        Raises:
-            `ValueError`: If two files have the same key.
-        """
-        found: dict[str, RawFile] = {}
-        for path, file in files.items():
-            hit = self._compiled.fullmatch(path)
-            if hit is None:
-                continue
-            key = "".join(hit.groups())
-            if key in found:
-                raise ValueError(f"Both {found[key]} and {file} match {self.text} as '{key}'. Keep one of them.")
-            found[key] = file
-        return found

@@ -1,21 +1,38 @@
-"""Images and masks of your own: `images/` and `masks/`, or two patterns.
+"""Images and masks of your own: `images/` and `masks/`, two patterns, or what a labeling tool exported.
 
 python dataset_builders/folder.py --data_dir photos --labels labels.txt --output photos_prepared
 """
 
-import hashlib
 import logging
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import datasets
 
+from dataset_builders import class_files, exports, layouts
 from dataset_builders import own_classes as own_classes_module
-from dataset_builders.files import Pattern, RawFile, check_folder, examples, listing, walk
-from dataset_builders.own_classes import own_classes, own_spec
-from dataset_builders.pair_builder import PairBuilder
+from dataset_builders.class_files import find_class_file
+from dataset_builders.exports import export_classes, export_pairs, is_annotation
+from dataset_builders.files import RawFile, check_folder, listing, walk
+from dataset_builders.formats import FORMATS, Export, find_format, read_export, shapes
+from dataset_builders.layouts import (
+    LAYOUTS,
+    MASK_FORMATS,
+    VAGUE,
+    Layout,
+    find_layouts,
+    match_layout,
+    no_pictures,
+    pair_layouts,
+    unused_pictures,
+)
+from dataset_builders.own_classes import Meaning, own_classes, own_spec
+from dataset_builders.pair_builder import PairBuilder, Pairs
+from hf_segkd.data.label_map import LabelMap
+from hf_segkd.values import check_choice
 
 logger = logging.getLogger(__name__)
-SPLITS = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
 
 
 @dataclass
@@ -23,25 +40,36 @@ class FolderConfig(datasets.BuilderConfig):
     """Where images and masks are, and what the values of the masks mean.
 
     Args:
-        labels (`list[str]` or `str`, *optional*): Class names, or a `.txt` or `.json` file of them.
-        label_map (`dict` or `str`, *optional*): Raw value or colour -> class, or a `.json` file; by default raw values
-            are class ids. See [`~dataset_builders.own_classes.own_classes`].
-        images (`str`, *optional*): Pattern such as `"photos/*.jpg"`; what `*` stands for pairs image and mask.
+        labels (`list[str]` or `str`, *optional*): Class names, or a file of them; by default one of the known files in
+            the folder. Of an export: the classes to use, in their order.
+        label_map (`dict` or `str`, *optional*): Raw value or color -> class, or a `.json` file; by default raw values
+            are class ids. See [`~dataset_builders.own_classes.Meaning`], also for `ignore_index`,
+            `zero_is_unlabeled` and `value_255`.
+        images (`str`, *optional*): Pattern such as `"photos/*.jpg"`; what `*` stands for pairs image and mask,
+            `{split}` stands for the names of splits.
         masks (`str`, *optional*): Pattern such as `"masks/*_mask.png"`, with as many `*` as `images`.
-        ignore_index (`int`, *optional*, defaults to `255`): Raw value of pixels without a label.
-        validation_fraction (`float`, *optional*, defaults to `0.1`): Chance of a labelled image to validate where
+        data_format (`str`, *optional*): How the folder is laid out; recognized by itself where only one fits.
+        unlabeled_as (`str`, *optional*): Of shapes: whether pixels in none are `"background"` or to `"ignore"`.
+        turn_masks (`bool`, *optional*, defaults to `False`): Whether masks were drawn on photos as they are stored,
+            before EXIF turns them.
+        validation_fraction (`float`, *optional*, defaults to `0.1`): Chance of a labeled image to validate where
             the folder has no validation split, between 0 and 1.
         split_seed (`int`, *optional*, defaults to `0`): Chooses which these are.
 
     Raises:
-        `ValueError`: If only one pattern is given, or the fraction is not between 0 and 1.
+        `ValueError`: If only one pattern is given, the fraction is not between 0 and 1, or a word is unknown.
     """
 
     labels: list[str] | str | None = None
     label_map: dict | str | None = None
     images: str | None = None
     masks: str | None = None
+    data_format: str | None = None
+    unlabeled_as: str | None = None
     ignore_index: int = 255
+    zero_is_unlabeled: bool = False
+    value_255: str | None = None
+    turn_masks: bool = False
     validation_fraction: float = 0.1
     split_seed: int = 0
 
@@ -51,93 +79,144 @@ class FolderConfig(datasets.BuilderConfig):
             raise ValueError("Give both patterns, images and masks, or neither.")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction}.")
+        if self.data_format is not None:
+            check_choice("data_format", self.data_format, (*MASK_FORMATS, *FORMATS))
+        if self.unlabeled_as is not None:
+            check_choice("unlabeled_as", self.unlabeled_as, ("background", "ignore"))
+        self.meaning = Meaning(self.label_map, self.ignore_index, self.zero_is_unlabeled, self.value_255)
+
+    @cached_property
+    def contents(self) -> "FolderContents":
+        """What `data_dir` holds, looked at once."""
+        return FolderContents(check_folder(self.data_dir, Folder.TITLE, "images/ and masks/", Folder.PAGE), self)
+
+
+class FolderContents:
+    """What a folder holds: masks in a layout, or an export of shapes.
+
+    Args:
+        root (`Path`): The folder.
+        config ([`FolderConfig`]): What is known about it.
+    """
+
+    def __init__(self, root: Path, config: FolderConfig):
+        self.root = root
+        self.config = config
+
+    @cached_property
+    def files(self) -> dict[str, RawFile]:
+        """All files by their path below the folder."""
+        return walk(self.root, self.root)
+
+    @cached_property
+    def export(self) -> Export | None:
+        """The export of shapes; `None` where there are masks.
+
+        Raises:
+            ValueError: The files of several tools lie there.
+        """
+        config = self.config
+        if config.images is not None or config.data_format in MASK_FORMATS:
+            return None
+        if config.data_format in FORMATS:
+            return read_export(self.root, config.data_format)
+        names = sorted({layout.name for layout in find_layouts(self.files)})
+        if set(names) <= VAGUE:
+            shapes_of = find_format(self.root)
+            names += [shapes_of] if shapes_of else []
+        if len(names) > 1:
+            raise ValueError(f"{self.root} holds files of {' and of '.join(names)}. Say which: --data_format.")
+        return read_export(self.root, names[0]) if names and names[0] in FORMATS else None
+
+    @cached_property
+    def layouts(self) -> list[Layout]:
+        """Where the masks are.
+
+        Raises:
+            ValueError: There are no pictures.
+        """
+        config = self.config
+        if config.images is not None:
+            found = [match_layout("patterns", config.images, config.masks, self.files)]
+        else:
+            images, masks = LAYOUTS["masks"]
+            bare = match_layout("masks", f"{images}/**/*", f"{masks}/**/*", self.files)
+            found = find_layouts(self.files, config.data_format) or [bare]
+        if not any(layout.images for layout in found):
+            raise no_pictures(self.root, listing(self.root))
+        return found
+
+    @cached_property
+    def classes(self) -> tuple[tuple[str, ...], LabelMap]:
+        """Class names, and what raw values mean."""
+        config = self.config
+        if self.export is not None:
+            names, _, _ = self._drawing
+            _, label_map = own_classes(list(names), Meaning(value_255="unlabeled"))
+            return names, label_map
+        named = config.labels or config.label_map is not None
+        found = None if named else find_class_file(self.root, int(config.zero_is_unlabeled))
+        names, label_map = own_classes(config.labels, config.meaning, found[1] if found else None)
+        if found:
+            listed = ", ".join(f"{index} {name}" for index, name in enumerate(names))
+            logger.info("Classes from %s: %s", found[0], listed)
+        return names, label_map
+
+    @cached_property
+    def pairs(self) -> dict[str, Pairs]:
+        """Images and masks by split; what is not used is counted and named."""
+        config = self.config
+        how = config.validation_fraction, config.split_seed
+        if self.export is not None:
+            _, ids, fill = self._drawing
+            for note in self.export.notes:
+                logger.warning("%s: %s", self.root, note)
+            return export_pairs(self.export, self.files, ids, fill, *how)
+        return pair_layouts(self.layouts, self.files, *how)
+
+    @cached_property
+    def unused(self) -> list[str]:
+        """Paths of pictures that are in no split."""
+        found = unused_pictures(self.files, self.pairs)
+        return [path for path in found if not is_annotation(path)] if self.export is not None else found
+
+    @cached_property
+    def _drawing(self) -> tuple[tuple[str, ...], dict[str, int], int]:
+        return export_classes(self.export, self.root, self.config.labels, self.config.unlabeled_as)
 
 
 class Folder(PairBuilder):
-    """Reads `images/` and `masks/` below `data_dir`, paired by the part of their paths before the suffix.
+    """Reads images and masks below `data_dir`, or the shapes that a labeling tool exported.
 
-    Splits are the subfolders `train`, `val` (or `validation`, `valid`) and `test`, either of `images/` and `masks/` or
-    around them. Without a validation split, some labelled images become one; which ones depends on their names and on
-    `split_seed` alone, so that adding images moves none. Images without a mask join the train split, unlabelled.
+    Splits are those of list files, else of folders called `train`, `val` (or `validation`, `valid`) and `test`.
+    Without a validation split, some labeled images become one; which ones depends on their names and on `split_seed`
+    alone, so that adding images moves none. Images without a mask join the train split, unlabeled.
     """
 
     BUILDER_CONFIG_CLASS = FolderConfig
     TITLE = "Your dataset"
     PAGE = "See docs/your_own_data.md."
-    CODE = (*PairBuilder.CODE, own_classes_module)
+    CODE = (*PairBuilder.CODE, own_classes_module, class_files, exports, layouts, shapes)
 
     @classmethod
     def spec(cls, data_dir, config):
-        root = check_folder(data_dir, cls.TITLE, "images/ and masks/", cls.PAGE)
-        return own_spec(root.name, own_classes(config.labels, config.label_map, config.ignore_index)[0])
+        return own_spec(config.contents.root.name, config.contents.classes[0])
 
     @classmethod
     def label_map(cls, config):
-        return own_classes(config.labels, config.label_map, config.ignore_index)[1]
+        return config.contents.classes[1]
+
+    @classmethod
+    def turns_masks(cls, config):
+        return config.turn_masks
 
     @classmethod
     def find_pairs(cls, data_dir, config):
-        root = check_folder(data_dir, cls.TITLE, "images/ and masks/", cls.PAGE)
-        files = walk(root, root)
-        pairs = {}
-        for split, (image, mask) in _patterns(files, config).items():
-            images, masks = image.match(files), mask.match(files)
-            if images:
-                _check_pairs(split, images, masks, image, mask)
-                pairs[split] = {key: (images[key], masks.get(key)) for key in sorted(images)}
-        if "train" not in pairs:
-            raise ValueError(f"{root} holds no images/ with pictures to train on; found {listing(root)}. {cls.PAGE}")
-        if "validation" not in pairs:
-            pairs["train"], pairs["validation"] = _split(pairs["train"], config)
-        return {split: list(pairs[split].values()) for split in SPLITS if split in pairs}
+        return config.contents.pairs
 
-
-def _patterns(files: dict[str, RawFile], config: FolderConfig) -> dict[str, tuple[Pattern, Pattern]]:
-    """Patterns of images and masks per split; the split folders win over undivided ones."""
-    if config.images is not None:
-        return {"train": (Pattern(config.images), Pattern(config.masks))}
-    patterns = {}
-    for split, folders in SPLITS.items():
-        for folder in folders:
-            for layout in (f"{{}}/{folder}/**/*", f"{folder}/{{}}/**/*"):
-                image, mask = Pattern(layout.format("images")), Pattern(layout.format("masks"))
-                if image.match(files):
-                    patterns[split] = (image, mask)
-    return patterns or {"train": (Pattern("images/**/*"), Pattern("masks/**/*"))}
-
-
-def _check_pairs(split: str, images: dict, masks: dict, image: Pattern, mask: Pattern) -> None:
-    alone = masks.keys() - images.keys()
-    if alone:
-        raise ValueError(
-            f"{len(alone)} of {len(masks)} {split} masks ({mask}) have no image ({image}) of the same name: "
-            f"{examples(alone)}. Add the images, remove the masks, or give the patterns images and masks."
-        )
-    bare = images.keys() - masks.keys()
-    if bare and (not masks or split != "train"):
-        raise ValueError(
-            f"{len(bare)} of {len(images)} {split} images ({image}) have no mask ({mask}) of the same name: "
-            f"{examples(bare)}. Only images to train on may be unlabelled."
-        )
-    if bare:
-        logger.warning("%d of %d train images have no mask: they are unlabelled.", len(bare), len(images))
-
-
-def _split(pairs: dict, config: FolderConfig) -> tuple[dict, dict]:
-    """Train and validation part of `pairs`: those whose hash is low validate, and at least one does either."""
-    place = {key: _place(f"{config.split_seed} {key}") for key, (_, mask) in pairs.items() if mask is not None}
-    if len(place) < 2:
-        raise ValueError(f"{len(place)} labelled image cannot be split into train and validation. Label more.")
-    order = sorted(place, key=place.get)
-    count = sum(value < config.validation_fraction for value in place.values())
-    chosen = set(order[: min(max(count, 1), len(order) - 1)])
-    train = {key: pair for key, pair in pairs.items() if key not in chosen}
-    return train, {key: pairs[key] for key in sorted(chosen)}
-
-
-def _place(text: str) -> float:
-    """A number from 0 to 1 that depends on `text` alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+    @classmethod
+    def unused(cls, config):
+        return config.contents.unused
 
 
 if __name__ == "__main__":

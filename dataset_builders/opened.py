@@ -64,6 +64,11 @@ class OpenedDataset(ABC):
     def raw_splits(self) -> dict[str, RawSplit]:
         """Splits before anything is decoded or prepared, by name; none for drawn datasets."""
 
+    @property
+    def unused(self) -> list[str]:
+        """Pictures that lie in the folder and are in no split."""
+        return []
+
     @abstractmethod
     def all_splits(self, num_proc: int | None = None) -> datasets.DatasetDict:
         """Rows of all splits; `num_proc` processes prepare them."""

@@ -17,7 +17,7 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
     """Pairs an image with its annotation by the part of their paths that both share.
 
     Images in folders stay where they are and as they are; those inside zip archives are copied into the cache.
-    Annotations become grey PNGs of train ids, 255 where nothing is labelled.
+    Annotations become grey PNGs of train ids, 255 where nothing is labeled.
 
     A subclass sets:
         SPEC (`DatasetSpec`): Classes, splits and license; `None` where the user names the classes.
@@ -62,9 +62,19 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
         raise NotImplementedError
 
     @classmethod
+    def turns_masks(cls, config: datasets.BuilderConfig) -> bool:
+        """Whether annotations are turned as EXIF turns their images."""
+        return False
+
+    @classmethod
+    def unused(cls, config: datasets.BuilderConfig) -> list[str]:
+        """Pictures that lie in the folder and are in no split."""
+        return []
+
+    @classmethod
     def annotation_key(cls, config: datasets.BuilderConfig) -> str:
         """Text that changes with the meaning of the raw values, for the cache."""
-        return repr(sorted(cls.label_map(config).ids.items()))
+        return repr((sorted(cls.label_map(config).ids.items()), cls.turns_masks(config)))
 
     @classmethod
     def find_pairs(cls, data_dir: str | None, config: datasets.BuilderConfig) -> dict[str, Pairs]:
@@ -113,9 +123,10 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
 
     def _generate_examples(self, pairs):
         lookup = self.label_map(self.config)
+        turn = self.turns_masks(self.config)
         with FileReader() as reader:
             for index, (image, annotation) in enumerate(pairs):
                 sources = reader.source(image), reader.source(annotation) if annotation else None
-                ids = encode_train_ids(*sources, lookup, (str(image), str(annotation)))
+                ids = encode_train_ids(*sources, lookup, (str(image), str(annotation)), turn)
                 stored = {"bytes": reader.read(image), "path": None} if image.member else str(image)
                 yield index, {"image": stored, "annotation": {"bytes": ids, "path": None}, "image_id": image.stem}

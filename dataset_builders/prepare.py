@@ -14,7 +14,7 @@ from datasets.table import embed_table_storage
 
 from dataset_builders import builder_class, open_dataset
 from dataset_builders.opened import OpenedDataset, own_fields
-from dataset_builders.stored import LABEL_FILE
+from dataset_builders.stored import COUNT_FILE, LABEL_FILE
 
 ROWS_PER_FILE = 1000
 
@@ -68,6 +68,8 @@ def export(splits: datasets.DatasetDict, id2label: dict[int, str], folder: str) 
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, LABEL_FILE).write_text(_json(id2label), encoding="utf-8")
+    counts = {split: len(rows) for split, rows in splits.items()}
+    Path(folder, COUNT_FILE).write_text(json.dumps(counts) + "\n", encoding="utf-8")
     for split, rows in splits.items():
         count = max(1, -(-len(rows) // ROWS_PER_FILE))
         for number in range(count):

@@ -4,10 +4,12 @@ import os
 
 import datasets
 import numpy as np
+import PIL.Image
 import pyarrow.compute
 
 from dataset_builders.files import FileReader, RawFile
 from dataset_builders.pair_builder import Pairs
+from hf_segkd.data.raw import decode_mask, orientation, turned_as
 
 
 class FileSplit:
@@ -16,10 +18,14 @@ class FileSplit:
     Args:
         pairs (`Pairs`): From [`~dataset_builders.built.BuiltDataset.files`].
         root (`str`, *optional*): Folder that names are relative to.
+        turn (`bool`, *optional*, defaults to `False`): Whether masks are turned as EXIF turns their images.
     """
 
-    def __init__(self, pairs: Pairs, root: str | None):
-        self.pairs, self.root, self.reader = pairs, root, FileReader()
+    def __init__(self, pairs: Pairs, root: str | None, turn: bool = False):
+        self.pairs = pairs
+        self.root = root
+        self.turn = turn
+        self.reader = FileReader()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -36,10 +42,16 @@ class FileSplit:
         """Encoded image."""
         return self.reader.read(self.pairs[index][0])
 
-    def read_mask(self, index: int) -> bytes | None:
-        """Encoded mask; `None` is declared unlabelled."""
-        mask = self.pairs[index][1]
-        return None if mask is None else self.reader.read(mask)
+    def read_mask(self, index: int) -> bytes | np.ndarray | PIL.Image.Image | None:
+        """Encoded mask, or one that was turned; `None` is declared unlabeled."""
+        image, mask = self.pairs[index]
+        if mask is None:
+            return None
+        content = self.reader.read(mask)
+        if not self.turn:
+            return content
+        with PIL.Image.open(self.reader.source(image)) as picture:
+            return turned_as(decode_mask(content), orientation(picture))
 
     def _size(self, image: RawFile) -> int | None:
         return self.reader.size(image) if image.path.is_file() else None
@@ -79,7 +91,7 @@ class RowSplit:
         return _content(self.rows[index]["image"])
 
     def read_mask(self, index: int) -> bytes | np.ndarray | None:
-        """Encoded mask, or the values of a column of arrays; `None` is declared unlabelled."""
+        """Encoded mask, or the values of a column of arrays; `None` is declared unlabeled."""
         mask = self.rows[index]["annotation"]
         return _content(mask) if isinstance(mask, dict) else mask if mask is None else np.asarray(mask)
 

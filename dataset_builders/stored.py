@@ -1,6 +1,8 @@
 """A dataset that `datasets` opens: a Hub id, a folder of parquet files, a folder of `save_to_disk`."""
 
 import json
+import logging
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +14,17 @@ import PIL.Image
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from dataset_builders.class_files import ClassFile, read_class_file
+from dataset_builders.files import examples
 from dataset_builders.opened import OpenedDataset, Skipped, checked_config, without
-from dataset_builders.own_classes import own_classes, own_spec
+from dataset_builders.own_classes import Meaning, own_classes, own_spec
 from dataset_builders.raw_splits import RowSplit
 from hf_segkd.data.label_map import IGNORE_INDEX, LabelMap
 from hf_segkd.data.specs import DatasetSpec
 
+logger = logging.getLogger(__name__)
 LABEL_FILE = "id2label.json"
+COUNT_FILE = "rows.json"  # rows of each split when it was exported
 
 
 @dataclass
@@ -27,11 +33,11 @@ class StoredConfig:
 
     Args:
         labels (`list[str]` or `str`, *optional*): Class names, or a file of them; by default those of a `ClassLabel`
-            in the dataset's features, else of its file `id2label.json`.
-        label_map (`dict` or `str`, *optional*): Raw value or colour -> class; by default raw values are class ids.
+            in the column of the masks, else of the dataset's file `id2label.json`.
+        label_map (`dict` or `str`, *optional*): Raw value or color -> class; by default raw values are class ids. See
+            [`~dataset_builders.own_classes.Meaning`], also for `ignore_index`, `zero_is_unlabeled` and `value_255`.
         image_column (`str`, *optional*, defaults to `"image"`): Column of the images.
-        label_column (`str`, *optional*, defaults to `"annotation"`): Column of the masks; empty ones are unlabelled.
-        ignore_index (`int`, *optional*, defaults to `255`): Raw value of pixels without a label.
+        label_column (`str`, *optional*, defaults to `"annotation"`): Column of the masks; empty ones are unlabeled.
         validation_fraction (`float`, *optional*, defaults to `0.1`): Part of the train split to validate on where
             there is no validation split, between 0 and 1.
         split_seed (`int`, *optional*, defaults to `0`): Chooses which rows these are.
@@ -45,12 +51,15 @@ class StoredConfig:
     image_column: str = "image"
     label_column: str = "annotation"
     ignore_index: int = 255
+    zero_is_unlabeled: bool = False
+    value_255: str | None = None
     validation_fraction: float = 0.1
     split_seed: int = 0
 
     def __post_init__(self):
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction}.")
+        self.meaning = Meaning(self.label_map, self.ignore_index, self.zero_is_unlabeled, self.value_255)
 
 
 class StoredDataset(OpenedDataset):
@@ -83,6 +92,7 @@ class StoredDataset(OpenedDataset):
     @cached_property
     def _stored(self) -> datasets.DatasetDict:
         name = self.name
+        _check_parts(Path(name))
         try:
             if Path(name, "dataset_dict.json").is_file() or Path(name, "state.json").is_file():
                 splits = datasets.load_from_disk(name)
@@ -93,14 +103,26 @@ class StoredDataset(OpenedDataset):
         splits = splits if isinstance(splits, datasets.DatasetDict) else datasets.DatasetDict({"train": splits})
         if "train" not in splits and "validation" not in splits:
             raise ValueError(f"The dataset '{name}' has the splits {', '.join(splits)}, expected train or validation.")
+        _check_counts(Path(name), {split: len(rows) for split, rows in splits.items()})
         return splits
 
     @cached_property
     def _classes(self) -> tuple[tuple[str, ...], LabelMap]:
         """Class names, and what raw values mean."""
         config, features = self.config, next(iter(self._stored.values())).features
-        known = () if config.labels else _names_in(features) or _names_beside(self.name)
-        return own_classes(config.labels, config.label_map, config.ignore_index, known)
+        if config.labels:
+            return own_classes(config.labels, config.meaning)
+        known = _names_in(features.get(config.label_column))
+        source = f"the column '{config.label_column}'"
+        if not known:
+            known, source = _names_beside(self.name, int(config.zero_is_unlabeled)), LABEL_FILE
+        names, label_map = own_classes(None, config.meaning, ClassFile(known) if known else None)
+        others = [name for name, feature in features.items() if _names_in(feature) and name != config.label_column]
+        if others and not known:
+            logger.warning("Names of the column %s are not those of the masks: left aside.", ", ".join(others))
+        if known:
+            logger.info("Classes of %s from %s: %s", self.name, source, ", ".join(names))
+        return names, label_map
 
     @cached_property
     def _mapped(self) -> datasets.DatasetDict:
@@ -114,16 +136,14 @@ class StoredDataset(OpenedDataset):
         return splits.with_transform(map_annotations)
 
 
-def _names_in(features: datasets.Features) -> tuple[str, ...]:
-    """Names of the first `ClassLabel` among the features, inside a list or not."""
-    for feature in features.values():
-        inner = feature.feature if isinstance(feature, datasets.List) else feature
-        if isinstance(inner, datasets.ClassLabel):
-            return tuple(inner.names)
-    return ()
+def _names_in(feature: Any) -> tuple[str, ...]:
+    """Names of a column of class ids, in lists or not; other columns may name scenes or instances."""
+    while isinstance(feature, datasets.List):
+        feature = feature.feature
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
 
 
-def _names_beside(name: str) -> tuple[str, ...]:
+def _names_beside(name: str, first: int) -> tuple[str, ...]:
     """Names in the file `id2label.json` of the folder or Hub repository; empty when there is none."""
     path = Path(name, LABEL_FILE)
     if not path.is_file() and not Path(name).is_dir():
@@ -131,10 +151,40 @@ def _names_beside(name: str) -> tuple[str, ...]:
             path = Path(hf_hub_download(name, LABEL_FILE, repo_type="dataset"))
         except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled):
             return ()
-    if not path.is_file():
-        return ()
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return tuple(content[str(index)] for index in range(len(content)))
+    return read_class_file(path, first).names if path.is_file() else ()
+
+
+def _check_parts(folder: Path) -> None:
+    """Check that a local folder holds all parts that the names of its files promise.
+
+    Raises:
+        ValueError: A part is missing; it is named.
+    """
+    parts = [(path, re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)", path.name)) for path in folder.rglob("*-of-*")]
+    promised = {
+        path.with_name(f"{hit[1]}-{number:05d}-of-{hit[3]}{hit[4]}")
+        for path, hit in parts
+        if hit
+        for number in range(int(hit[3]))
+    }
+    missing = sorted(str(path.relative_to(folder)) for path in promised if not path.is_file())
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of {len(promised)} parts: {examples(missing)}. Copy it again."
+        )
+
+
+def _check_counts(folder: Path, found: dict[str, int]) -> None:
+    """Check the splits against what was written when the folder was exported.
+
+    Raises:
+        ValueError: A split, or rows of one, are missing.
+    """
+    if not (folder / COUNT_FILE).is_file():
+        return
+    written = json.loads((folder / COUNT_FILE).read_text(encoding="utf-8"))
+    if written != found:
+        raise ValueError(f"{folder} was exported with the rows {written}, and holds {found}. Copy it again.")
 
 
 def _columns(rows: datasets.Dataset, split: str, config: StoredConfig) -> datasets.Dataset:
@@ -162,6 +212,8 @@ class _MapAnnotations:
         self.lookup = lookup
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        if "annotation" not in batch:
+            return batch  # a caller that selected other columns
         triples = zip(batch["image"], batch["annotation"], batch["image_id"], strict=True)
         return batch | {"annotation": [self._train_ids(*triple) for triple in triples]}
 

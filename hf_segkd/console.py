@@ -34,7 +34,8 @@ def plain_logs() -> None:
     import transformers
 
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("hf_segkd").setLevel(logging.INFO)
+    for package in ("hf_segkd", "dataset_builders"):
+        logging.getLogger(package).setLevel(logging.INFO)
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
         datasets.disable_progress_bars()

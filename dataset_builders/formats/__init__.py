@@ -41,7 +41,7 @@ def find_format(folder: str | Path) -> str | None:
     """
     found = [name for name, form in FORMATS.items() if form.recognizes(Path(folder))]
     if len(found) > 1:
-        raise ValueError(f"{folder} holds files of several tools: {', '.join(found)}. Say which with --format.")
+        raise ValueError(f"{folder} holds files of several tools: {', '.join(found)}. Say which with --data_format.")
     return found[0] if found else None
 
 
@@ -59,5 +59,5 @@ def read_export(folder: str | Path, name: str | None = None) -> Export:
         raise ValueError(f"Unknown format '{name}'.{did_you_mean(name, FORMATS)} Formats: {', '.join(FORMATS)}.")
     name = name or find_format(folder)
     if name is None:
-        raise ValueError(f"{folder} holds no annotations of {', '.join(FORMATS)}. Masks need no --format.")
+        raise ValueError(f"{folder} holds no annotations of {', '.join(FORMATS)}. Masks need no --data_format.")
     return FORMATS[name].read(Path(folder))

@@ -14,11 +14,14 @@ import PIL.Image
 from hf_segkd.data.label_map import LabelMap
 from hf_segkd.data.parallel import in_threads
 from hf_segkd.data.raw import (
+    SMALLEST_SIDE,
     RawSplit,
     Unreadable,
     decode,
+    decode_mask,
     distinct,
     looks_mixed,
+    orientation,
     raw_values,
     read,
     upright_size,
@@ -27,16 +30,25 @@ from hf_segkd.data.raw import (
 ADVICE = {
     "unreadable": "Restore these files, or leave the images to train on out with --skip_unreadable.",
     "size": "Pair each image with its own mask, at the size of the image (after its EXIF rotation).",
-    "colour mask": "Save one class id per pixel, or give a --label_map from colours to classes.",
+    "tiny image": "An image of a single pixel in height or width is no photo. Remove it and its mask.",
+    "color mask": "Save one class id per pixel, or give a --label_map from colors to classes.",
+    "fractions": "Classes are whole numbers: save the class of each pixel, not probabilities or scaled values.",
     "JPEG mask": "JPEG invents values between the classes: save masks as PNG, from the original labels.",
     "lossy mask": "JPEG or resizing mixed the values at borders: save masks again, from the original labels.",
     "values": "Give a --label_map from raw values to classes, or all class names in --labels.",
-    "binary mask": 'All of 255 counts as unlabelled. Give a --label_map: {"0": "background", "255": "object"}.',
+    "binary mask": (
+        "Is 255 the object, or unlabeled? Say --value_255 object (with two --labels, the first for 0), or "
+        '--value_255 unlabeled. The same as a --label_map: {"0": "background", "255": "object"}.'
+    ),
     "leak": "An image in two splits makes the scores worthless. Keep each in one split.",
-    "no label": "All pixels are ignored. Leave the mask out to say that an image is unlabelled.",
+    "no label": "All pixels are ignored. Leave the mask out to say that an image is unlabeled.",
+    "turned image": (
+        "EXIF turns these photos when they are shown, and not their masks. If these were drawn on the stored pixels, "
+        "give --turn_masks; overview.png of hf-segkd prepare shows which it is."
+    ),
     "same name": "Other content, but check that these are not the same scene.",
 }
-WARNINGS = ("no label", "same name")
+WARNINGS = ("no label", "turned image", "same name")
 
 
 @dataclass(frozen=True)
@@ -97,31 +109,36 @@ class _Look:
 
     def __call__(self, index: int) -> tuple[list[Problem], set[int]]:
         image, mask = self.split.names(index)
-        found, size, raw = [], None, set()
+        found, photo, raw = [], None, set()
         try:
-            size = upright_size(decode(read(self.split.read_image, index)))
+            photo = decode(read(self.split.read_image, index))
+            if min(photo.size) < SMALLEST_SIDE:
+                found.append(("tiny image", image, f"{photo.width} x {photo.height} pixels"))
         except Unreadable as error:
             found.append(("unreadable", image, str(error)))
         try:
             content = read(self.split.read_mask, index)
-            wrong = [] if content is None else self._wrong(content, size, raw)
+            wrong = [] if content is None else self._wrong(content, photo, raw)
             found += [(kind, mask, detail) for kind, detail in wrong]
         except Unreadable as error:
             found.append(("unreadable", mask, str(error)))
         return [Problem(kind, self.name, index, file, detail) for kind, file, detail in found], raw
 
-    def _wrong(self, content, size: tuple[int, int] | None, found: set[int]) -> Iterator[tuple[str, str]]:
+    def _wrong(self, content, photo: PIL.Image.Image | None, found: set[int]) -> Iterator[tuple[str, str]]:
         """Kind and detail of each problem of a mask; its raw values are added to `found`."""
-        mask = decode(content) if isinstance(content, bytes) else content
+        mask = decode_mask(content) if isinstance(content, bytes) else content
         picture = isinstance(mask, PIL.Image.Image)
         shape = upright_size(mask) if picture else mask.shape[:2]
-        if size is not None and shape != size:
-            yield "size", f"{shape[1]} x {shape[0]} pixels, its image {size[1]} x {size[0]}"
+        if photo is not None:
+            yield from _wrong_size(photo, shape, isinstance(content, bytes))
         raw = raw_values(mask, self.colors)
         if picture and mask.format == "JPEG":
             yield "JPEG mask", "saved as JPEG"
+        elif raw.ndim == 2 and raw.dtype.kind == "f":
+            broken = raw[~np.isfinite(raw) | (raw != np.rint(raw))]
+            yield "fractions", f"holds numbers such as {broken[0]:.4g}"
         elif raw.ndim != 2 or raw.dtype.kind not in "ui":
-            yield "colour mask", f"values of shape {raw.shape}, expected one class id per pixel"
+            yield "color mask", f"values of shape {raw.shape}, expected one class id per pixel"
         else:
             yield from self._wrong_values(raw, found)
 
@@ -137,6 +154,17 @@ class _Look:
             yield kind, f"holds {shown}{more} on {share:.2g} % of its pixels"
         elif np.isin(present, self.ignored).all():
             yield "no label", "all pixels are ignored"
+
+
+def _wrong_size(photo: PIL.Image.Image, shape: tuple[int, int], as_stored: bool) -> Iterator[tuple[str, str]]:
+    """Whether a mask has another size than its photo as it is shown, or may lie turned on it unseen."""
+    size, stored = upright_size(photo), photo.size[::-1]
+    turned = orientation(photo) != 1
+    if shape != size:
+        hint = " before EXIF turns it: --turn_masks" if turned and shape == stored else ""
+        yield "size", f"{shape[1]} x {shape[0]} pixels, its image {size[1]} x {size[0]}{hint}"
+    elif turned and as_stored and size == stored:
+        yield "turned image", f"EXIF orientation {orientation(photo)}, its mask has the same size either way"
 
 
 def find_leaks(splits: dict[str, RawSplit]) -> list[Problem]:

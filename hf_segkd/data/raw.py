@@ -9,6 +9,17 @@ import numpy as np
 import PIL.Image
 
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: these orientations exchange width and height
+SMALLEST_SIDE = 2  # pixels; statistics over a single one are undefined
+# What brings the stored pixels of each EXIF orientation upright.
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 
 
 class RawSplit(Protocol):
@@ -26,7 +37,7 @@ class RawSplit(Protocol):
         """Encoded image."""
 
     def read_mask(self, index: int) -> bytes | np.ndarray | None:
-        """Encoded mask, or its raw values; `None` is declared unlabelled."""
+        """Encoded mask, or its raw values; `None` is declared unlabeled."""
 
 
 class Unreadable(Exception):
@@ -60,6 +71,28 @@ def decode(content: bytes) -> PIL.Image.Image:
         raise Unreadable(_first_line(error)) from None
 
 
+def decode_mask(content: bytes) -> PIL.Image.Image | np.ndarray:
+    """A mask: a picture, or the array of a `.npy` file.
+
+    Raises:
+        `Unreadable`: If it is cut off or neither.
+    """
+    if not content.startswith(b"\x93NUMPY"):
+        return decode(content)
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise Unreadable(_first_line(error)) from None
+
+
+def turned_as(mask: PIL.Image.Image | np.ndarray, turn: int) -> PIL.Image.Image | np.ndarray:
+    """A mask that was drawn on the stored pixels of an image with EXIF orientation `turn`, upright."""
+    if turn not in _TURNS:
+        return mask
+    picture = mask if isinstance(mask, PIL.Image.Image) else PIL.Image.fromarray(mask)
+    return picture.transpose(_TURNS[turn])
+
+
 def orientation(picture: PIL.Image.Image) -> int:
     """EXIF orientation, 1 is upright. Of a PNG that is not decoded yet, only what stands before the pixels counts."""
     if picture.format == "PNG" and "exif" not in picture.info:
@@ -79,7 +112,21 @@ def raw_values(mask: PIL.Image.Image | np.ndarray, colors: bool) -> np.ndarray:
     array = np.asarray(mask)
     if colors and array.shape[-1:] == (3,):
         return pack_colors(array)
+    if array.ndim == 3:
+        array = _single_channel(array)
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
+        return array.astype(np.int64)
     return array.astype(np.uint8) if array.dtype == bool else array
+
+
+def _single_channel(array: np.ndarray) -> np.ndarray:
+    """One of several equal channels (H, W, C), transparency aside where all is opaque; else the array as it is."""
+    channels = array.shape[-1]
+    if channels in (2, 4) and (array[..., -1] == 255).all():
+        array = array[..., :-1]
+    if channels <= 4 and (array == array[..., :1]).all():
+        return array[..., 0]
+    return array
 
 
 def distinct(raw: np.ndarray) -> np.ndarray:
@@ -92,7 +139,7 @@ def distinct(raw: np.ndarray) -> np.ndarray:
 def looks_mixed(raw: np.ndarray, unknown: np.ndarray) -> bool:
     """Whether unknown values are mixtures at borders, as JPEG and resizing leave them, rather than classes.
 
-    Such values are many, and few of their pixels equal their left neighbour.
+    Such values are many, and few of their pixels equal their left neighbor.
     """
     where, same = np.isin(raw, unknown)[:, 1:], raw[:, 1:] == raw[:, :-1]
     return unknown.size >= 8 and where.any() and same[where].mean() < 0.5

@@ -72,8 +72,10 @@ def test_opened_masks_are_mapped_and_may_be_missing(tmp_path):
 
 def test_class_names_come_from_features_or_the_file_beside(tmp_path):
     """A dataset that carries its names should not need them again."""
-    feature = datasets.List(datasets.ClassLabel(names=NAMES))
-    datasets.DatasetDict({"train": table(classes=feature)}).save_to_disk(str(tmp_path / "a"))
+    feature = datasets.List(datasets.List(datasets.ClassLabel(names=NAMES)))
+    rows = [{"photo": picture(index), "mask": (ids(index) % 3).tolist()} for index in range(4)]
+    rows = datasets.Dataset.from_list(rows, features=datasets.Features({"photo": datasets.Image(), "mask": feature}))
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "a"))
     assert open_dataset(str(tmp_path / "a"), **COLUMNS).spec.labels == tuple(NAMES)
     datasets.DatasetDict({"train": table()}).save_to_disk(str(tmp_path / "b"))
     with pytest.raises(ValueError, match="The classes have no names"):

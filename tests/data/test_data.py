@@ -182,7 +182,7 @@ def test_grey_images_become_rgb():
 
 
 def test_colour_annotations_are_refused_by_name():
-    """The red channel of a colour mask looks like class ids."""
+    """The red channel of a color mask looks like class ids."""
     with pytest.raises(ValueError, match=r"'street_7' has shape \(24, 32, 3\).*class ids"):
         read_example(encoded_example(24, 32) | {"annotation": Image.new("RGB", (32, 24))})
 

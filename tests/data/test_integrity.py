@@ -100,12 +100,12 @@ def test_png_masks_that_were_jpeg_once_are_recognised(photos, quality):
 
 
 def test_colour_masks_are_refused_unless_the_map_is_of_colours(photos):
-    """The red channel of a colour mask looks like class ids."""
+    """The red channel of a color mask looks like class ids."""
     labels = ids(1, (80, 64)) % 3
     colours = Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], dtype=np.uint8)[labels])
     save(photos / "masks" / "train" / "train_1.png", colours)
     row = line(refusal(photos), "train_1.png")
-    assert row.startswith("colour mask") and "(64, 80, 3)" in row
+    assert row.startswith("color mask") and "(64, 80, 3)" in row
     for index, split in [*((i, "train") for i in range(8)), *((i, "val") for i in range(8, 12))]:
         save(photos / "masks" / split / f"{split}_{index}.png", colours)
     colour_map = {"#000000": "background", "#ff0000": "crack"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dataset_builders import open_dataset
-from dataset_builders.own_classes import own_classes
+from dataset_builders.own_classes import Meaning, own_classes
 from helpers.own_photos import NAMES, ids, picture, save, write_photos
 
 
@@ -127,8 +127,8 @@ def test_cache_sees_a_changed_label_map(photos, load, tmp_path):
         ({"ignore_index": 0}, "ignore_index 0 is also the id of class 'background'"),
         ({"label_map": {"1": "mould"}}, "sends 1 to 'mould', which is no class name, no id from 0 to 2"),
         ({"label_map": {"1": 3}}, "sends 1 to 3"),
-        ({"label_map": {"1": "crack", "#ff0000": "rust"}}, "maps either values or colours"),
-        ({"label_map": {"#ff00": "rust"}}, "'#ff00' in the label_map is neither a value nor a colour"),
+        ({"label_map": {"1": "crack", "#ff0000": "rust"}}, "maps either values or colors"),
+        ({"label_map": {"#ff00": "rust"}}, "'#ff00' in the label_map is neither a value nor a color"),
         ({"validation_fraction": 1.0}, "validation_fraction must be between 0 and 1, got 1.0"),
         ({"label_colum": "x"}, "no option 'label_colum'"),
     ],
@@ -146,16 +146,16 @@ def test_class_names_come_from_text_json_or_a_list(tmp_path):
     forms["id2label.json"] = json.dumps({"2": "rust", "0": "background", "1": "crack"})
     for file, text in forms.items():
         (tmp_path / file).write_text(text)
-        assert own_classes(str(tmp_path / file), None, 255)[0] == tuple(NAMES)
+        assert own_classes(str(tmp_path / file), Meaning())[0] == tuple(NAMES)
     (tmp_path / "gap.json").write_text('{"0": "a", "2": "b"}')
     with pytest.raises(ValueError, match=r"numbers the classes \[0, 2\]..., expected 0, 1, 2"):
-        own_classes(str(tmp_path / "gap.json"), None, 255)
+        own_classes(str(tmp_path / "gap.json"), Meaning())
 
 
 def test_folders_that_do_not_pair_up_are_refused(photos, load, tmp_path):
     """Masks that match no image mean that names differ: everything would silently be unlabelled."""
     save(photos / "masks" / "x_mask.png", ids(0))
-    with pytest.raises(ValueError, match=r"1 of 11 train masks \(masks/\*\*/\*\) have no image .*: x_mask"):
+    with pytest.raises(ValueError, match=r"1 of 11 masks \(masks/\*\*/\*\) have no image .*: x_mask"):
         load(photos)
     save(tmp_path / "bare" / "images" / "1.png", picture(1))
     with pytest.raises(ValueError, match=r"1 of 1 train images .* have no mask"):
