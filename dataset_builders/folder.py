@@ -200,7 +200,7 @@ class Folder(PairBuilder):
 
     @classmethod
     def spec(cls, data_dir, config):
-        return own_spec(config.contents.root.name, config.contents.classes[0])
+        return own_spec(config.contents.root.name, *config.contents.classes)
 
     @classmethod
     def label_map(cls, config):

@@ -123,9 +123,13 @@ def _check_names(names: tuple[str, ...]) -> None:
         )
 
 
-def own_spec(name: str, labels: tuple[str, ...]) -> DatasetSpec:
-    """Spec of a dataset of one's own: generated colors, no test split."""
-    return DatasetSpec(name, labels, distinct_colors(len(labels)), test_split=None)
+def own_spec(name: str, labels: tuple[str, ...], label_map: LabelMap) -> DatasetSpec:
+    """Spec of a dataset of one's own: the colors of its masks or generated ones, no test split."""
+    palette = distinct_colors(len(labels))
+    if label_map.colors:
+        own = {train_id: color for color, train_id in reversed(label_map.ids.items())}
+        palette = tuple(own.get(index, color) for index, color in enumerate(palette))
+    return DatasetSpec(name, labels, palette, test_split=None)
 
 
 def read_labels(labels: list[str] | str, first: int = 0) -> ClassFile:

@@ -38,6 +38,10 @@ class FileSplit:
         """Bytes of each image."""
         return [self._size(image) for image, _ in self.pairs]
 
+    def unlabeled(self) -> int:
+        """Number of images without a mask."""
+        return sum(mask is None for _, mask in self.pairs)
+
     def read_image(self, index: int) -> bytes:
         """Encoded image."""
         return self.reader.read(self.pairs[index][0])
@@ -85,6 +89,11 @@ class RowSplit:
     def sizes(self) -> list[int | None]:
         """Bytes of each image."""
         return self._sizes
+
+    def unlabeled(self) -> int:
+        """Number of rows without a mask."""
+        batches = self.rows.select_columns("annotation").with_format("arrow").iter(batch_size=1000)
+        return sum(batch["annotation"].null_count for batch in batches)
 
     def read_image(self, index: int) -> bytes:
         """Encoded image."""

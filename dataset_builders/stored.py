@@ -70,7 +70,7 @@ class StoredDataset(OpenedDataset):
 
     @cached_property
     def spec(self) -> DatasetSpec:
-        return own_spec(self.name, self._classes[0])
+        return own_spec(self.name, *self._classes)
 
     @property
     def splits(self) -> list[str]:

@@ -75,8 +75,15 @@ def load(model: str, labels: tuple[str, ...], protocol: InferenceProtocol, devic
     from hf_segkd.loading.class_map import map_classes
 
     loaded, processor = load_model(model, trust_remote_code=arguments.trust_remote_code)
-    loaded = map_classes(loaded, labels).to(getattr(torch, arguments.dtype))
+    loaded = map_classes(loaded, labels, _class_mapping(arguments.teacher_classes)).to(getattr(torch, arguments.dtype))
     return Segmenter(torch.compile(loaded) if arguments.compile else loaded, processor, protocol, device)
+
+
+def _class_mapping(text: str | None) -> dict | str | None:
+    """`{dataset's class: model's class}` as YAML, or the name of a file that holds it."""
+    from hf_segkd.recipe import load_yaml
+
+    return load_yaml(text) if text and text.lstrip().startswith("{") else text
 
 
 def write_summary(reports: dict[str, dict], segmenters: dict, images, spec, folder: Path) -> None:
@@ -118,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dataset", required=True, help=", ".join(BUILDERS) + "; or a folder or Hub id that `datasets` opens")
     add("--data_dir", help="folder of the raw dataset")
     add("--split", help="train, validation or test (default: the dataset's validation split)")
+    add("--teacher_classes", help="{dataset's class: model's, ...} where names differ, or a file of it")
     add("--output_dir", required=True, help="folder for metrics.json and figures")
     add_fields(parser, DataArguments, "data")
     add_fields(parser, InferenceProtocol, "protocol")

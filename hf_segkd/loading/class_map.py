@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_segkd.models import SegmentationOutput
 from hf_segkd.models.espnetv2 import ESPNetv2Config
+from hf_segkd.recipe import load_yaml
 from hf_segkd.values import did_you_mean
+
+ALL_OTHERS = "*"  # key of teacher_classes: all classes of the teacher that belong to no other
 
 
 class ClassMap(nn.Module):
@@ -47,19 +51,22 @@ class ClassMap(nn.Module):
 
 
 def map_classes(
-    teacher: PreTrainedModel, labels: Sequence[str], mapping: Mapping[str, str | Sequence[str]] | None = None
+    teacher: PreTrainedModel, labels: Sequence[str], mapping: Mapping[str, str | Sequence[str]] | str | None = None
 ) -> PreTrainedModel:
     """Make a teacher's logits those of the student's classes, in the student's order.
 
-    Names are compared without case, spaces and underscores. The teacher may have more classes, in any order. Where its
-    config holds only placeholder names (`LABEL_0`), as many classes count as the same ones.
+    Names are compared without case, spaces, underscores and hyphens, and where none is equal, by singular and plural.
+    The teacher may have more classes, in any order. Where its config holds only placeholder names (`LABEL_0`), as many
+    classes count as the same ones.
 
     Args:
         teacher (`PreTrainedModel`): Returns [`~hf_segkd.models.SegmentationOutput`]; gets a forward hook, which is
             replaced when this is called again, and keeps its config.
         labels (`Sequence[str]`): The student's class names.
-        mapping (`Mapping[str, str | Sequence[str]]`, *optional*): Student's name -> the teacher's name or names, where
-            they differ: `{"SignSymbol": ["traffic sign", "traffic light"]}`. Probabilities of several are summed.
+        mapping (`Mapping[str, str | Sequence[str]]` or `str`, *optional*): Student's name -> the teacher's name or
+            names, where they differ: `{"SignSymbol": ["traffic sign", "traffic light"]}`. Probabilities of several are
+            summed. `{"*": "background"}` makes all of the teacher's classes that belong to no other part of the
+            student's class `background`. Or a YAML or JSON file that holds the mapping.
 
     Returns:
         `PreTrainedModel`: The same teacher.
@@ -79,24 +86,66 @@ def map_classes(
 
 
 def match_classes(
-    names: Sequence[str], labels: Sequence[str], mapping: Mapping[str, str | Sequence[str]]
+    names: Sequence[str], labels: Sequence[str], mapping: Mapping[str, str | Sequence[str]] | str
 ) -> list[list[int]]:
     """Find for each of `labels` the positions in `names` of the classes it is made of; see [`map_classes`]."""
-    if not isinstance(mapping, Mapping):
-        raise ValueError(f"teacher_classes must be a mapping of names in a recipe, got {mapping!r}.")
-    if not mapping and len(names) == len(labels) and (placeholders(names) or placeholders(labels)):
+    mapping = dict(_read_mapping(mapping))
+    rest = mapping.pop(ALL_OTHERS, None)
+    if rest is None and not mapping and len(names) == len(labels) and (placeholders(names) or placeholders(labels)):
         return [[index] for index in range(len(names))]
-    wanted = {normal(label): [] if placeholders(names) else [normal(label)] for label in labels}
+    wanted = {normal(label): [] if placeholders(names) else _equal(label, names) for label in labels}
     for label, given in mapping.items():
         given = [given] if isinstance(given, str) else given
         wanted[_known(label, labels, "dataset")] = [_known(name, names, "teacher") for name in given]
     groups = [[index for index, name in enumerate(names) if normal(name) in wanted[normal(label)]] for label in labels]
+    if rest is not None:
+        taken = {index for group in groups for index in group}
+        place = [*map(normal, labels)].index(_known(rest, labels, "dataset"))
+        groups[place] = sorted({*groups[place], *range(len(names))} - (taken - {*groups[place]}))
     missing = [label for label, group in zip(labels, groups, strict=True) if not group]
     used = Counter(index for group in groups for index in group)
     twice = [names[index] for index, count in used.items() if count > 1]
     if missing or twice:
         raise _mismatch(names, labels, missing, twice)
     return groups
+
+
+def _read_mapping(mapping: Mapping[str, str | Sequence[str]] | str) -> Mapping[str, str | Sequence[str]]:
+    """The mapping, read if it is the name of a file, with a name or names for each class."""
+    if isinstance(mapping, str) and Path(mapping).suffix.lower() in (".yaml", ".yml", ".json"):
+        if not Path(mapping).is_file():
+            raise ValueError(f"The file '{mapping}' given as teacher_classes does not exist.")
+        mapping = load_yaml(Path(mapping).read_text(encoding="utf-8-sig"))
+    if not isinstance(mapping, Mapping):
+        raise ValueError(
+            f"teacher_classes must be a mapping of names in a recipe, or a .yaml or .json file, got {mapping!r}."
+        )
+    for label, given in mapping.items():
+        several = isinstance(given, Sequence) and label != ALL_OTHERS
+        if isinstance(given, str) or (several and given and all(isinstance(name, str) for name in given)):
+            continue
+        raise ValueError(
+            f"teacher_classes: '{label}' is given as {given!r}, expected a class of the teacher or a list of them. "
+            f"Leave the line out to match by name; {{'{ALL_OTHERS}': background}} makes all of the teacher's other "
+            "classes the dataset's background."
+        )
+    return mapping
+
+
+def _equal(label: str, names: Sequence[str]) -> list[str]:
+    """The normal name that is equal to a label's, else the only one that differs by being singular or plural."""
+    wanted = normal(label)
+    known = {normal(name) for name in names}
+    if wanted in known:
+        return [wanted]
+    close = [name for name in known if wanted in _singulars(name) or name in _singulars(wanted)]
+    return close if len(close) == 1 else []
+
+
+def _singulars(name: str) -> set[str]:
+    """What a normal name may be the plural of."""
+    endings = (("ies", "y"), ("es", ""), ("s", ""))
+    return {name.removesuffix(ending) + new for ending, new in endings if name.endswith(ending) and len(name) > 3}
 
 
 def keep_classes(model: PreTrainedModel, id2label: Mapping[int, str]) -> None:
@@ -133,8 +182,8 @@ def placeholders(names: Sequence[str]) -> bool:
 
 
 def normal(name: str) -> str:
-    """A name as it is compared: case, spaces and underscores do not count."""
-    return name.lower().replace(" ", "").replace("_", "")
+    """A name as it is compared: case, spaces, underscores and hyphens do not count."""
+    return name.lower().replace(" ", "").replace("_", "").replace("-", "")
 
 
 def _apply_class_map(teacher: nn.Module, inputs: tuple, output: SegmentationOutput) -> SegmentationOutput:

@@ -139,7 +139,7 @@ def load_teacher(
     losses: dict[str, dict],
     labels: tuple[str, ...],
     features: str | None = None,
-    classes: dict[str, str | list[str]] | None = None,
+    classes: dict[str, str | list[str]] | str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel | None, BaseImageProcessor | None]:

@@ -77,7 +77,7 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
         eval_dataset=None,
         processing_class=None,
         teacher_processing_class=None,
-        teacher_classes: dict[str, str | list[str]] | None = None,
+        teacher_classes: dict[str, str | list[str]] | str | None = None,
         callbacks: list[TrainerCallback] | None = None,
         ignore_index: int = 255,
     ):

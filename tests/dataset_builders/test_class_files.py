@@ -84,6 +84,7 @@ def test_the_file_in_the_folder_is_found_and_shown(tmp_path, caplog):
     dataset = open_dataset("folder", str(root), cache_dir=str(tmp_path / "cache"))
     row = dataset.split("train")[0]
     assert np.array_equal(np.array(row["annotation"]), stripes(int(row["image_id"])))
+    assert dataset.spec.palette == tuple(COLORS)
     assert "class_dict.csv: 0 background, 1 crack, 2 rust" in caplog.text
 
 

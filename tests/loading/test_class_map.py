@@ -96,6 +96,48 @@ def test_mapping_that_is_none_is_refused():
         match_classes(["sky"], ("sky",), "sky")
 
 
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [("traffic-light", "Traffic Light"), ("car", "cars"), ("buses", "bus"), ("berries", "berry"), ("boxes", "box")],
+)
+def test_hyphens_and_plurals_are_matched_by_rule(label, name):
+    """Two people write one class in two ways; a mapping for each would be tedious and wrong."""
+    assert match_classes(["sky", name], (label,), {}) == match_classes(["sky", label], (name,), {}) == [[1]]
+
+
+def test_an_equal_name_wins_over_a_plural_and_two_plurals_are_not_guessed_between():
+    """A teacher may have both, and mean two things."""
+    assert match_classes(["cars", "car"], ("car",), {}) == [[1]]
+    with pytest.raises(ValueError, match="No counterpart for: bus"):
+        match_classes(["buss", "buses"], ("bus",), {})
+
+
+def test_all_other_classes_may_be_the_background():
+    """A teacher of 150 classes for a student of three: nobody lists the other 147."""
+    found = match_classes(["wall", "road", "sky", "car"], ("background", "cars"), {"*": "background"})
+    assert found == [[0, 1, 2], [3]]
+    named = {"*": "background", "background": "sky"}
+    assert match_classes(["wall", "road", "sky", "car"], ("background", "cars"), named) == found
+    with pytest.raises(ValueError, match="the dataset has no class 'backgrund'. Did you mean 'background'"):
+        match_classes(["wall"], ("background",), {"*": "backgrund"})
+
+
+def test_a_file_holds_the_mapping(tmp_path):
+    """A mapping of 150 names is not typed on a command line."""
+    (tmp_path / "map.yaml").write_text('"*": background\ncar: [bus, truck]\n')
+    found = match_classes(["wall", "bus", "truck"], ("background", "car"), str(tmp_path / "map.yaml"))
+    assert found == [[0], [1, 2]]
+    with pytest.raises(ValueError, match="'none.yaml' given as teacher_classes does not exist"):
+        match_classes(["wall"], ("wall",), "none.yaml")
+
+
+@pytest.mark.parametrize("given", [None, 3, [], [None], {"a": "b"}])
+def test_values_that_name_no_class_are_refused(given):
+    """`background: null` ended in a TypeError."""
+    with pytest.raises(ValueError, match="'background' is given as .*expected a class of the teacher"):
+        match_classes(["wall", "sky"], ("background", "sky"), {"background": given})
+
+
 # ---- the map -------------------------------------------------------------------------------------------------------
 
 
