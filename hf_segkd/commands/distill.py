@@ -88,6 +88,7 @@ def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> di
     """Train, score and save in a folder that is held for this run."""
     from dataset_builders import open_from_arguments
     from hf_segkd.hub import pin_revision
+    from hf_segkd.reports.data_summary import SAMPLE, short_text, summarize
     from hf_segkd.reports.metrics_report import metrics_report, run_facts, training_cost
     from hf_segkd.reports.run_folder import begin_run, finish_run
     from hf_segkd.reports.tables import table
@@ -106,6 +107,8 @@ def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> di
             check_same_recipe(config.output_dir, recipe, defaults, script.resume_with_changes)
         trainer, skipped = build(script, config, dataset)
         trainer.allow_changes = script.resume_with_changes
+        if trainer.args.should_save and dataset.label_map is not None:
+            print(short_text(summarize(dataset, limit=SAMPLE)))
     trainer.accelerator.wait_for_everyone()  # nobody writes while another process still looks at the folder
     first_step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
     if trainer.args.should_save:

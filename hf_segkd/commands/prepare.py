@@ -1,14 +1,19 @@
-"""Prepare a dataset: check every file, map its masks to class ids, write parquet files or push them to the Hub.
+"""Prepare a dataset: check its files, show what was understood, write parquet files or push them to the Hub.
 
     hf-segkd prepare camvid --data_dir CamVid --output camvid_prepared
     hf-segkd prepare folder --data_dir photos --labels labels.txt --output photos_prepared
 
-The folder written holds all images; train on it anywhere with `--dataset camvid_prepared`.
+The folder written holds all images; train on it anywhere with `--dataset camvid_prepared`. Look at `overview.png`
+before you train.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
 
 from dataset_builders import BUILDERS, DataArguments, open_from_arguments
 from hf_segkd.commands.flags import CommandParser, add_fields
@@ -20,10 +25,23 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     plain_logs()
     from dataset_builders.prepare import prepare
+    from hf_segkd.reports.data_summary import overview, summarize, summary_text
+    from hf_segkd.training.checks import check_data
 
     with readable_errors():
         dataset = open_from_arguments(arguments)
-        prepare(dataset, arguments.output, arguments.push_to_hub, arguments.num_proc)
+        check_data(dataset)
+        # Machines read stdout with --json: people's lines go to stderr then.
+        with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
+            prepare(dataset, arguments.output, arguments.push_to_hub, arguments.num_proc)
+            summary = summarize(dataset)
+            picture = overview(dataset)
+            if picture is not None:
+                path = Path(arguments.output or ".", "overview.png")
+                picture.save(path)
+                print(f"{summary_text(summary)}\nLook at {path} before you train.")
+    if arguments.json:
+        print(json.dumps(summary.as_dict(), indent=2))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,5 +53,6 @@ def parser() -> argparse.ArgumentParser:
     add("--output", help="new folder for parquet files")
     add("--push_to_hub", metavar="ID", help="Hub id to push to, user/name")
     add("--num_proc", type=int, help="processes that prepare the data")
+    add("--json", action="store_true", help="print what was understood as JSON")
     add_fields(parser, DataArguments, "data")
     return parser

@@ -33,10 +33,13 @@ class RawSplit(Protocol):
     def sizes(self) -> list[int | None]:
         """Bytes of each image, found without reading it; `None` where it is missing."""
 
+    def unlabeled(self) -> int:
+        """Number of images without a mask."""
+
     def read_image(self, index: int) -> bytes:
         """Encoded image."""
 
-    def read_mask(self, index: int) -> bytes | np.ndarray | None:
+    def read_mask(self, index: int) -> bytes | np.ndarray | PIL.Image.Image | None:
         """Encoded mask, or its raw values; `None` is declared unlabeled."""
 
 
