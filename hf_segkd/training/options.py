@@ -59,7 +59,9 @@ class ScriptArguments(InputArguments):
     )
     teacher_classes: dict | str | None = field(
         default=None,
-        metadata=_help("Where class names differ, teacher class(es) of each dataset class: '{car: [car, truck]}', or a file."),
+        metadata=_help(
+            "Where class names differ, teacher class(es) of each dataset class: '{car: [car, truck]}', or a file."
+        ),
     )
     teacher_revision: str | None = field(
         default=None, metadata=_help("Branch, tag or commit of a teacher from the Hub.")

@@ -26,7 +26,7 @@ def truth(name: str, fill: int = 255) -> np.ndarray:
 
 def write_picture(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(path.stem)).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(list(path.stem.encode())).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
 
 
@@ -78,23 +78,23 @@ def coco_run_lengths(root: Path) -> None:
     write_json(file, content)
 
 
-def coco_panoptic(root: Path) -> None:
+def coco_panoptic(root: Path, split: str = "val2017") -> None:
     images, annotations = [], []
     for number, (name, regions) in enumerate(REGIONS.items()):
-        write_picture(root / "val2017" / f"{name}.jpg")
+        write_picture(root / split / f"{name}.jpg")
         images.append({"id": number, "file_name": f"{name}.jpg", "height": SIZE[0], "width": SIZE[1]})
         segments = np.zeros((*SIZE, 3), dtype=np.uint8)
         info = []
         for index, (label, top, left, bottom, right) in enumerate(regions):
             segments[top:bottom, left:right] = (7, 1 + index, 2)
             info.append({"id": 7 + 256 * (1 + index) + 65536 * 2, "category_id": label + 1, "iscrowd": 0})
-        folder = root / "annotations" / "panoptic_val2017"
+        folder = root / "annotations" / f"panoptic_{split}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(segments).save(folder / f"{name}.png")
         annotations.append({"image_id": number, "file_name": f"{name}.png", "segments_info": info})
     categories = [{"id": i + 1, "name": name, "supercategory": "x"} for i, name in enumerate(LABELS)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    write_json(root / "annotations" / "panoptic_val2017.json", content)
+    write_json(root / "annotations" / f"panoptic_{split}.json", content)
 
 
 def labelme(root: Path) -> None:
