@@ -25,6 +25,8 @@ from hf_segkd.values import did_you_mean
 logger = logging.getLogger(__name__)
 # Formats that say of each pixel what it is: 0 is "not labeled" there.
 DENSE = ("ade20k_full",)
+# Formats without a list of classes: they know those that were drawn.
+OPEN_LISTS = ("labelme", "label_studio")
 NEEDS_PYCOCOTOOLS = ("coco", "label_studio")
 
 
@@ -65,7 +67,7 @@ def export_classes(
     left_out = [name for name in known if name not in names]
     if left_out:
         logger.warning("Shapes of %s are left out: their pixels count as in no shape.", ", ".join(left_out))
-    ids = {known[name]: index for index, name in enumerate(names)}
+    ids = {known.get(name, name): index for index, name in enumerate(names)}
     background = next((index for index, name in enumerate(names) if _is_background(name)), None)
     if background is not None:
         ids[BACKGROUND] = background
@@ -118,8 +120,12 @@ def _wanted(export: Export, root: Path, labels: list[str] | str | None, known: d
     names = tuple(composed(name) for name in read_labels(labels).names)
     names = tuple(_plain(name) if name == BACKGROUND else name for name in names)
     for name in names:
-        if name not in known:
-            hint = did_you_mean(name, known)
+        if name in known:
+            continue
+        hint = did_you_mean(name, known)
+        if export.format in OPEN_LISTS and not hint:
+            logger.warning("No shape is of class '%s'.", name)
+        else:
             raise ValueError(f"The export has no class '{name}'.{hint} It has: {', '.join(known)}.")
     return names
 

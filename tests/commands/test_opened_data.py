@@ -47,7 +47,7 @@ def test_local_datasets_open_with_columns_and_a_split(tmp_path, form):
 
 
 def test_opened_masks_are_mapped_and_may_be_missing(tmp_path):
-    """Rows without a mask are unlabelled images; palette masks are indices also where the column says mode L."""
+    """Rows without a mask are unlabeled images; palette masks are indices also where the column says mode L."""
     palette = Image.fromarray(ids(2))
     palette.putpalette([channel for index in range(256) for channel in (index, 255 - index, 7)])
     masks = [Image.fromarray(ids(0)), None, palette, Image.fromarray(ids(3))]

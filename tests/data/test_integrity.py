@@ -89,7 +89,7 @@ def test_masks_saved_as_jpeg_are_refused_whatever_they_hold(photos):
 
 
 @pytest.mark.parametrize("quality", [60, 75, 95])
-def test_png_masks_that_were_jpeg_once_are_recognised(photos, quality):
+def test_png_masks_that_were_jpeg_once_are_recognized(photos, quality):
     """Converting the file to PNG does not bring the labels back; "give all class names" would be the wrong advice."""
     buffer = io.BytesIO()
     circle = np.hypot(*np.mgrid[-32:32, -40:40]) < 20
@@ -119,7 +119,7 @@ def binary_masks(root):
         save(path, labels)
 
 
-def test_masks_of_0_and_255_are_not_taken_for_unlabelled(photos, caplog):
+def test_masks_of_0_and_255_are_not_taken_for_unlabeled(photos, caplog):
     """255 means "ignore" everywhere: the object would be left out and a constant prediction would score 100 %."""
     binary_masks(photos)
     save(photos / "masks" / "train" / "train_2.png", np.full((64, 80), 255, dtype=np.uint8))  # nothing but object
@@ -138,7 +138,7 @@ def test_ignored_pixels_beside_classes_are_not_binary_masks(photos):
 
 
 def test_masks_without_any_label_are_a_warning_and_missing_ones_are_not(photos, caplog):
-    """An export that went wrong looks like that; so does an image that nobody has labelled."""
+    """An export that went wrong looks like that; so does an image that nobody has labeled."""
     save(photos / "masks" / "train" / "train_6.png", np.full((64, 80), 255, dtype=np.uint8))
     (photos / "masks" / "train" / "train_7.png").unlink()
     assert check(photos) == []

@@ -26,7 +26,7 @@ def load(tmp_path):
     return load_folder
 
 
-def test_folder_pairs_by_name_and_keeps_unlabelled_images_for_training(photos, load, caplog):
+def test_folder_pairs_by_name_and_keeps_unlabeled_images_for_training(photos, load, caplog):
     """Unlabelled photos are what distillation can use; validating on them would score nothing."""
     train, validation = load(photos), load(photos, "validation")
     assert sorted([*train["image_id"], *validation["image_id"]]) == sorted(map(str, range(12)))
@@ -97,7 +97,7 @@ def test_colour_masks_are_read_with_a_colour_map(photos, load):
 
 
 def test_raw_values_are_mapped_by_name_id_or_to_nothing(photos, load, tmp_path):
-    """Masks of other tools start at 1, skip numbers, or use 0 for unlabelled."""
+    """Masks of other tools start at 1, skip numbers, or use 0 for unlabeled."""
     raw = np.array([9, 70, 300, 0], dtype=np.uint16)
     for index in range(10):
         stem = "site/3" if index == 3 else str(index)
@@ -153,7 +153,7 @@ def test_class_names_come_from_text_json_or_a_list(tmp_path):
 
 
 def test_folders_that_do_not_pair_up_are_refused(photos, load, tmp_path):
-    """Masks that match no image mean that names differ: everything would silently be unlabelled."""
+    """Masks that match no image mean that names differ: everything would silently be unlabeled."""
     save(photos / "masks" / "x_mask.png", ids(0))
     with pytest.raises(ValueError, match=r"1 of 11 masks \(masks/\*\*/\*\) have no image .*: x_mask"):
         load(photos)

@@ -63,6 +63,15 @@ def test_labels_reorder_and_limit_the_classes_of_an_export(tmp_path, opened, cap
         str(opened(tmp_path, unlabeled_as="background", labels=["background", "rusty"]).spec)
 
 
+def test_a_class_that_nobody_drew_yet_may_be_named_for_labelme(tmp_path, opened, caplog):
+    """labelme keeps no list of classes: a misspelled name is refused, a rare one is not."""
+    labelme(tmp_path)
+    dataset = opened(tmp_path, unlabeled_as="background", labels=["background", "moss", "crack", "rust"])
+    assert np.array_equal(masks(dataset)["b"] == 3, truth("b") == 1) and "No shape is of class 'moss'" in caplog.text
+    with pytest.raises(ValueError, match="no class 'craks'. Did you mean 'crack'"):
+        str(opened(tmp_path, unlabeled_as="background", labels=["background", "craks", "rust"]).spec)
+
+
 def test_one_class_without_background_is_refused(tmp_path, opened):
     """All of its pixels are that class."""
     yolo(tmp_path)
