@@ -12,30 +12,30 @@ from hf_segkd.values import check_value, did_you_mean
 
 # Name in a recipe -> file and class.
 METHODS = {
-    "task": "task.TaskLoss",
-    "kd": "kd.KDLoss",
-    "cwd": "cwd.CWDLoss",
-    "at": "at.ATLoss",
-    "dist": "dist.DISTLoss",
-    "fitnet": "fitnet.FitNetLoss",
-    "ifvd": "ifvd.IFVDLoss",
-    "skd_pairwise": "skd.PairwiseLoss",
-    "dsd": "dsd.DSDLoss",
-    "cskd": "cskd.CSKDLoss",
-    "adversarial": "adversarial.AdversarialLoss",
-    "cirkd_minibatch": "cirkd.CIRKDMiniBatchLoss",
-    "cirkd_memory": "cirkd.CIRKDMemoryLoss",
-    "cirkdv2": "cirkdv2.CIRKDv2Loss",
-    "mgd": "mgd.MGDLoss",
-    "af_dcd": "af_dcd.AfDCDLoss",
-    "bpkd": "bpkd.BPKDLoss",
-    "pkd": "pkd.PKDLoss",
-    "cankd": "cankd.CanKDLoss",
-    "gkd": "gkd.GKDLoss",
+    "task": "task:TaskLoss",
+    "kd": "kd:KDLoss",
+    "cwd": "cwd:CWDLoss",
+    "at": "at:ATLoss",
+    "dist": "dist:DISTLoss",
+    "fitnet": "fitnet:FitNetLoss",
+    "ifvd": "ifvd:IFVDLoss",
+    "skd_pairwise": "skd:PairwiseLoss",
+    "dsd": "dsd:DSDLoss",
+    "cskd": "cskd:CSKDLoss",
+    "adversarial": "adversarial:AdversarialLoss",
+    "cirkd_minibatch": "cirkd:CIRKDMiniBatchLoss",
+    "cirkd_memory": "cirkd:CIRKDMemoryLoss",
+    "cirkdv2": "cirkdv2:CIRKDv2Loss",
+    "mgd": "mgd:MGDLoss",
+    "af_dcd": "af_dcd:AfDCDLoss",
+    "bpkd": "bpkd:BPKDLoss",
+    "pkd": "pkd:PKDLoss",
+    "cankd": "cankd:CanKDLoss",
+    "gkd": "gkd:GKDLoss",
 }
 LOSSES: dict[str, type[DistillationLoss]] = {}
 for _name, _place in METHODS.items():
-    _file, _class_name = _place.split(".")
+    _file, _class_name = _place.split(":")
     LOSSES[_name] = getattr(import_module(f"hf_segkd.losses.{_file}"), _class_name)
 
 __all__ = [

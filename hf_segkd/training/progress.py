@@ -45,7 +45,6 @@ class LogLines(TrainerCallback):
             parts += self._training(logs, state)
         elif "eval_mean_iou" in logs:
             parts.append(f"mIoU {100 * logs['eval_mean_iou']:.2f} %")
-            parts.append(f"pixel accuracy {100 * logs['eval_overall_accuracy']:.2f} %")
         elif "train_runtime" in logs:
             parts.append(f"trained in {_clock(logs['train_runtime'])}")
         else:

@@ -107,7 +107,7 @@ class Leaves(PairBuilder):
 ADDITIONS = {
     "loss": (
         *("hf_segkd/losses/toy.py", LOSS),
-        *("hf_segkd/losses/__init__.py", '    "kd": "kd.KDLoss",\n', '    "toy": "toy.ToyLoss",\n'),
+        *("hf_segkd/losses/__init__.py", '    "kd": "kd:KDLoss",\n', '    "toy": "toy:ToyLoss",\n'),
     ),
     "backbone": (
         *("hf_segkd/models/toy_backbone.py", BACKBONE),

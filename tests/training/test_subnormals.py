@@ -25,7 +25,8 @@ def test_trainer_rids_its_teacher_of_them(tiny_student, tiny_teacher, tmp_path):
     """Every step of a distillation on a CPU would wait for the teacher's dead channels."""
     weight = next(tiny_teacher.parameters())
     weight.data.view(-1)[:2] = torch.tensor([1e-40, 1.0])
-    args = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, max_steps=1, losses={"task": {}, "kd": {}})
+    options = {"use_cpu": True, "max_steps": 1, "per_device_train_batch_size": 2}
+    args = DistillationConfig(output_dir=str(tmp_path), losses={"task": {}, "kd": {}}, **options)
     data = TinyScenes(4, len(LABELS))
     trainer = DistillationTrainer(tiny_student, tiny_teacher, args=args, train_dataset=data, eval_dataset=data)
     assert next(trainer.teacher.parameters()).view(-1)[:2].tolist() == [0.0, 1.0]
