@@ -99,18 +99,18 @@ def test_png_masks_that_were_jpeg_once_are_recognized(photos, quality):
     assert line(text, "train_1.png").startswith("lossy mask")
 
 
-def test_colour_masks_are_refused_unless_the_map_is_of_colours(photos):
+def test_color_masks_are_refused_unless_the_map_is_of_colors(photos):
     """The red channel of a color mask looks like class ids."""
     labels = ids(1, (80, 64)) % 3
-    colours = Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], dtype=np.uint8)[labels])
-    save(photos / "masks" / "train" / "train_1.png", colours)
+    colors = Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], dtype=np.uint8)[labels])
+    save(photos / "masks" / "train" / "train_1.png", colors)
     row = line(refusal(photos), "train_1.png")
     assert row.startswith("color mask") and "(64, 80, 3)" in row
     for index, split in [*((i, "train") for i in range(8)), *((i, "val") for i in range(8, 12))]:
-        save(photos / "masks" / split / f"{split}_{index}.png", colours)
-    colour_map = {"#000000": "background", "#ff0000": "crack"}
-    assert "#00ff00" in line(refusal(photos, label_map=colour_map), "train_1.png")
-    assert check(photos, label_map=colour_map | {"#00ff00": "rust"}) == []
+        save(photos / "masks" / split / f"{split}_{index}.png", colors)
+    color_map = {"#000000": "background", "#ff0000": "crack"}
+    assert "#00ff00" in line(refusal(photos, label_map=color_map), "train_1.png")
+    assert check(photos, label_map=color_map | {"#00ff00": "rust"}) == []
 
 
 def binary_masks(root):

@@ -76,8 +76,8 @@ def test_patterns_pair_by_what_their_stars_stand_for(tmp_path, load):
         load(tmp_path / "data", images="*.jpg")
 
 
-def test_colour_masks_are_read_with_a_colour_map(photos, load):
-    """Most annotation tools export colours; the map's names are the classes when no others are given."""
+def test_color_masks_are_read_with_a_color_map(photos, load):
+    """Most annotation tools export colors; the map's names are the classes when no others are given."""
     palette = np.array([(0, 0, 0), (255, 0, 0), (128, 64, 0)], dtype=np.uint8)
     for index in range(10):
         stem = "site/3" if index == 3 else str(index)

@@ -121,7 +121,7 @@ def test_raw_values_outside_the_classes_are_named(folder, load, values):
         load(folder)
 
 
-def test_colour_masks_unequal_sizes_and_broken_files_are_named(folder, load):
+def test_color_masks_unequal_sizes_and_broken_files_are_named(folder, load):
     """Each of these would surface as an unrelated error deep inside training."""
     mask = folder / "trainannot" / "a.png"
     Image.new("RGB", (6, 4), (128, 0, 0)).save(mask)
