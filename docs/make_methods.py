@@ -1,10 +1,10 @@
 """Write docs/methods.md: every loss in one table, from its class, its docstring and one measured step.
 
-    python docs/make_methods.py [--teacher runs/demo/seed0/teacher]
+    python docs/make_methods.py [--teacher FOLDER]
 
-Without a teacher the values of the page are kept, and those of new methods are left empty. The teacher is the
-quickstart's (`make demo`); values are those of the first step of its pair: the untrained student, seed 0, the first 8
-synthetic training scenes as crops of 96x128 pixels.
+Without a teacher the values of the page are kept, and those of new methods are left empty. The teacher is an
+ESPNet trained on the synthetic scenes; values are those of the first step: a narrow untrained ESPNet, seed 0, the
+first 8 synthetic training scenes as crops of 96x128 pixels.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ STUDENT = {"model_type": "espnet", "hidden_sizes": [8, 20, 40], "depths": [1, 2]
 READS = {"task": "logits, aux_logits", "dsd": "aux_logits, features, logits"}
 HEADER = """# Methods
 
-Written by `python docs/make_methods.py --teacher runs/demo/seed0/teacher`. `reads` is the output that is compared by
+Written by `python docs/make_methods.py --teacher FOLDER`. `reads` is the output that is compared by
 default, and whether `layer:` changes it; `labels`: whether a term is zero on images without labels; `adapter`: what is
 trained beside the student and dropped afterwards; `state`: what a checkpoint keeps. Time and memory are orders of
 growth (B images, N = h·w positions, C channels, K classes, M keys, P positions of a patch); no loss keeps N·N numbers.
-`value` is measured: the first step of the quickstart's pair (teacher at its final weights, untrained student, seed 0,
-8 synthetic crops of 96x128), before weighting; its order of magnitude helps to choose a weight. Every option, formula
+`value` is measured: the first step of a pair of ESPNets (teacher trained on the synthetic scenes, untrained student, seed
+0, 8 crops of 96x128), before weighting; its order of magnitude helps to choose a weight. Every option, formula
 and difference from the original code is in the class's docstring. Structured KD's object detection and depth
 estimation are out of scope: this library does semantic segmentation.
 
@@ -116,7 +116,7 @@ def known_values(page: Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", help="folder of the quickstart's teacher; without it, values are kept")
+    parser.add_argument("--teacher", help="folder of an ESPNet trained on the synthetic scenes; without it, values are kept")
     folder = parser.parse_args().teacher
     page = Path(__file__).with_name("methods.md")
     torch.manual_seed(0)

@@ -333,4 +333,4 @@ def test_cited_numbers_have_a_source_and_measured_ones_a_cell_of_the_results():
         assert ours == "" or ("ours" in row and ours.endswith("(results.md)"))
         assert (cited == "–") == ("published" not in row)
     with pytest.raises(ValueError, match="has no row 'mIoU' with a column 'nobody'"):
-        PAGE.measured(section="Quickstart: synthetic street scenes, 5 seeds", row="mIoU", column="nobody")
+        PAGE.measured(section="Quickstart: synthetic street scenes", row="mIoU", column="nobody")
