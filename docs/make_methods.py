@@ -35,8 +35,8 @@ Written by `python docs/make_methods.py --teacher FOLDER`. `reads` is the output
 default, and whether `layer:` changes it; `labels`: whether a term is zero on images without labels; `adapter`: what is
 trained beside the student and dropped afterwards; `state`: what a checkpoint keeps. Time and memory are orders of
 growth (B images, N = h·w positions, C channels, K classes, M keys, P positions of a patch); no loss keeps N·N numbers.
-`value` is measured: the first step of a pair of ESPNets (teacher trained on the synthetic scenes, untrained student, seed
-0, 8 crops of 96x128), before weighting; its order of magnitude helps to choose a weight. Every option, formula
+`value` is measured: the first step of a pair of ESPNets (teacher trained on the synthetic scenes, untrained student,
+seed 0, 8 crops of 96x128), before weighting; its order of magnitude helps to choose a weight. Every option, formula
 and difference from the original code is in the class's docstring. Structured KD's object detection and depth
 estimation are out of scope: this library does semantic segmentation.
 
@@ -116,7 +116,7 @@ def known_values(page: Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", help="folder of an ESPNet trained on the synthetic scenes; without it, values are kept")
+    parser.add_argument("--teacher", help="folder of an ESPNet trained on the synthetic scenes (default: keep values)")
     folder = parser.parse_args().teacher
     page = Path(__file__).with_name("methods.md")
     torch.manual_seed(0)

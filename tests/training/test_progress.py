@@ -38,9 +38,7 @@ def test_training_line_tells_step_losses_speed_and_time_left(lines):
 
 def test_evaluation_line_tells_the_scores(lines):
     """mIoU as a fraction of 16 digits is no score that a paper prints."""
-    assert lines(eval_mean_iou=0.45678, eval_overall_accuracy=0.9, eval_runtime=3.0) == [
-        "step 50/200  mIoU 45.68 %"
-    ]
+    assert lines(eval_mean_iou=0.45678, eval_overall_accuracy=0.9, eval_runtime=3.0) == ["step 50/200  mIoU 45.68 %"]
 
 
 def test_run_without_a_terminal_prints_lines_and_no_dict(tmp_path, tiny_student):
