@@ -44,3 +44,10 @@ def test_protocol_flags_make_the_protocol():
     assert InferenceProtocol.from_arguments(arguments) == expected
     without = script("evaluate").parser().parse_args(argv[:5])
     assert InferenceProtocol.from_arguments(without) == InferenceProtocol()
+
+
+def test_misspelled_required_flag_gets_the_closest(capsys):
+    """argparse alone says that --dataset is missing, to somebody who sees it before them."""
+    with pytest.raises(SystemExit):
+        script("evaluate").parser().parse_args(["model", "--datset", "camvid", "--output_dir", "out"])
+    assert "unknown option --datset. Did you mean '--dataset'?" in capsys.readouterr().err
