@@ -70,13 +70,12 @@ def data_options(arguments: DataArguments | Namespace) -> dict[str, Any]:
     """What was given of [`DataArguments`], as options of [`~dataset_builders.open_dataset`].
 
     Raises:
-        `ValueError`: If `dataset_config` is a text that is no mapping.
+        `ValueError`: If `dataset_config` is a text that is no mapping of options.
     """
     flags = {option.name: getattr(arguments, option.name) for option in fields(DataArguments)}
     config = flags.pop("dataset_config") or {}
     if isinstance(config, str):
-        text = config
-        config = load_yaml(text)
-        if not isinstance(config, dict):
-            raise ValueError(f"dataset_config must be a mapping such as '{{seed: 1}}', got {text!r}.")
+        config = load_yaml(config)
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+        raise ValueError(f"dataset_config must be a mapping of options such as '{{seed: 1}}', got {config!r}.")
     return config | {name: value for name, value in flags.items() if value is not None and value is not False}

@@ -8,6 +8,8 @@ from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hf_segkd.values import did_you_mean
+
 
 class CommandParser(argparse.ArgumentParser):
     """`ArgumentParser` of `hf-segkd NAME`; `--data-dir` is the same as `--data_dir`.
@@ -20,6 +22,15 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, name: str, description: str, **options: Any):
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(f"hf-segkd {name}", description=description, formatter_class=form, **options)
+
+    def parse_args(self, args=None, namespace=None):
+        # Before argparse, which would report the required flag that a misspelled one was meant to be as missing.
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        for word in sys.argv[1:] if args is None else args:
+            name = _underscored(word.partition("=")[0])
+            if word.startswith("--") and len(word) > 2 and not any(_underscored(x).startswith(name) for x in known):
+                self.error(f"unknown option {name}.{did_you_mean(name, known)}")
+        return super().parse_args(args, namespace)
 
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
+from dataset_builders import DataArguments, data_options
 from helpers.paths import ROOT
 from hf_segkd.recipe import dump, find_recipes, load_yaml, merge, parse
 from hf_segkd.training.config import DistillationConfig
@@ -302,3 +303,16 @@ def test_every_shipped_recipe_is_read_and_says_where_its_numbers_come_from(path,
         output_dir=str(tmp_path), use_cpu=True, **{key: value for key, value in keys.items() if key not in known}
     )
     assert config.losses
+
+
+@pytest.mark.parametrize("text", ["{seed: 1}", '{"seed": 1}'])
+def test_dataset_config_of_every_command_is_read_as_in_recipes(text):
+    """`evaluate --dataset_config '{num_train: 8}'` would be refused where `distill` takes it."""
+    assert data_options(DataArguments(dataset_config=text)) == {"seed": 1}
+
+
+@pytest.mark.parametrize("value", ["seed", "[1]", {0: None}, "{1: 2}"])
+def test_dataset_config_that_is_no_mapping_of_options_is_refused(value):
+    """A key that is no word would end as `TypeError: keywords must be strings`."""
+    with pytest.raises(ValueError, match="dataset_config must be a mapping of options"):
+        data_options(DataArguments(dataset_config=value))
