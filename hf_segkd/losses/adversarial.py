@@ -9,7 +9,9 @@ from torch import Tensor
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, get_layer, map_shape, resize_like
 from hf_segkd.losses.discriminator import MIN_SIDE, Discriminator
 from hf_segkd.losses.draws import SeededDraws
+from hf_segkd.losses.skd import PairwiseLoss
 from hf_segkd.models.outputs import SegmentationOutput
+from hf_segkd.values import check_positive
 
 IMAGE_CHANNELS = 3
 ORDERS = {"student_first": ("student", "teacher"), "teacher_first": ("teacher", "student")}
@@ -62,12 +64,7 @@ class AdversarialLoss(DistillationLoss):
     """
 
     paper = "https://huggingface.co/papers/1903.04197"
-    citation = """@inproceedings{liu2019structured,
-  title={Structured Knowledge Distillation for Semantic Segmentation},
-  author={Liu, Yifan and Chen, Ke and Liu, Chris and Qin, Zengchang and Luo, Zhenbo and Wang, Jingdong},
-  booktitle={CVPR},
-  year={2019}
-}"""
+    citation = PairwiseLoss.citation  # one paper
     min_side = MIN_SIDE
     time_growth = "the discriminator's"
     memory_growth = "3.2 M parameters"
@@ -184,8 +181,7 @@ OBJECTIVES = {"hinge": hinge, "wgan-gp": wasserstein}
 
 
 def _check_numbers(learning_rate: float, **not_negative: float) -> None:
-    if not learning_rate > 0:
-        raise ValueError(f"adversarial: learning_rate must be positive, got {learning_rate}.")
+    check_positive("adversarial: learning_rate", learning_rate)
     for name, value in not_negative.items():
         if not value >= 0:
             raise ValueError(f"adversarial: {name} must not be negative, got {value}.")

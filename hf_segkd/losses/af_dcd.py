@@ -78,8 +78,7 @@ class AfDCDLoss(DistillationLoss):
     ):
         super().__init__(setup, layer=layer)
         check_mask_ratio("af_dcd", mask_ratio)
-        if not temperature > 0:
-            raise ValueError(f"af_dcd: temperature must be positive, got {temperature}.")
+        check_positive("af_dcd: temperature", temperature)
         for name, value, smallest in (("groups", groups, 2), ("patch", patch, 1), ("pooling", pooling, 1)):
             if not isinstance(value, int) or value < smallest:
                 raise ValueError(f"af_dcd: {name} must be an integer from {smallest}, got {value!r}.")

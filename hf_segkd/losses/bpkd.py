@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, get_layer, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
+from hf_segkd.values import check_positive
 
 NO_CLASS = 2**15 - 1  # above any class id, in int16
 SMALLEST = 1e-6  # of a class's summed mask, in positions: far below any pixel's share of a position
@@ -73,8 +74,7 @@ class BPKDLoss(DistillationLoss):
         if not isinstance(width, int) or width < 3 or width % 2 == 0:
             raise ValueError(f"bpkd: width must be an odd number of pixels from 3, got {width!r}.")
         for name, value in (("edge_temperature", edge_temperature), ("body_temperature", body_temperature)):
-            if not value > 0:
-                raise ValueError(f"bpkd: {name} must be positive, got {value}.")
+            check_positive(f"bpkd: {name}", value)
         if form not in ("original", "pixel"):
             raise ValueError(f"bpkd: form must be 'original' or 'pixel', got {form!r}.")
         check_same_classes("bpkd", self.student_channels, self.teacher_channels)

@@ -11,6 +11,7 @@ from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_
 from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.losses.functional.similarity import bank_kl, image_pair_kl, unit_vectors
 from hf_segkd.models.outputs import SegmentationOutput
+from hf_segkd.values import check_positive
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class CIRKDMiniBatchLoss(DistillationLoss):
         layer: str = "features",
     ):
         super().__init__(setup, layer=layer)
-        check_positive("cirkd_minibatch", temperature=temperature)
+        check_all_positive("cirkd_minibatch", temperature=temperature)
         if pooling != "auto" and (not isinstance(pooling, int) or pooling < 1):
             raise ValueError(f"cirkd_minibatch: pooling must be 'auto' or an integer from 1, got {pooling!r}.")
         self.temperature, self.pooling, self.gather = temperature, pooling, gather
@@ -160,9 +161,9 @@ class CIRKDMemoryLoss(DistillationLoss):
         classes = setup.num_labels
         self.pixel_samples = 4096 // classes + 1 if pixel_samples is None else pixel_samples
         self.region_samples = 1024 // classes + 1 if region_samples is None else region_samples
-        check_positive("cirkd_memory", temperature=temperature, kd_temperature=kd_temperature)
-        check_positive("cirkd_memory", pixel_memory=pixel_memory, region_memory=region_memory)
-        check_positive("cirkd_memory", pixel_samples=self.pixel_samples, region_samples=self.region_samples)
+        check_all_positive("cirkd_memory", temperature=temperature, kd_temperature=kd_temperature)
+        check_all_positive("cirkd_memory", pixel_memory=pixel_memory, region_memory=region_memory)
+        check_all_positive("cirkd_memory", pixel_samples=self.pixel_samples, region_samples=self.region_samples)
         if sampling not in ("own", "original"):
             raise ValueError(f"cirkd_memory: sampling must be 'own' or 'original', got {sampling!r}.")
         self.temperature, self.kd_temperature, self.sampling = temperature, kd_temperature, sampling
@@ -273,7 +274,6 @@ def unit_pixels(x: Tensor) -> Tensor:
     return unit_vectors(x.flatten(2).transpose(1, 2).contiguous())
 
 
-def check_positive(method: str, **values: float) -> None:
+def check_all_positive(method: str, **values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{method}: {name} must be positive, got {value}.")
+        check_positive(f"{method}: {name}", value)

@@ -9,7 +9,7 @@ from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, map_sha
 from hf_segkd.losses.cirkd import (
     CIRKDMemoryLoss,
     CIRKDMiniBatchLoss,
-    check_positive,
+    check_all_positive,
     projection_head,
     write_rows,
 )
@@ -168,8 +168,8 @@ class ChannelRelations(nn.Module):
         layer: str = "features",
     ):
         super().__init__()
-        check_positive("cirkdv2", channel_memory=memory, channel_samples=samples)
-        check_positive("cirkdv2", temperature=temperature, kd_temperature=kd_temperature)
+        check_all_positive("cirkdv2", channel_memory=memory, channel_samples=samples)
+        check_all_positive("cirkdv2", temperature=temperature, kd_temperature=kd_temperature)
         _, student_channels, *size = map_shape(setup.student, layer, "student")
         teacher_channels = map_shape(setup.teacher, layer, "teacher")[1]
         self.size = tuple(size)

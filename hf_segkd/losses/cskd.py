@@ -9,6 +9,7 @@ from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_
 from hf_segkd.losses.functional.attention import attend
 from hf_segkd.losses.functional.gram import gram
 from hf_segkd.models.outputs import SegmentationOutput
+from hf_segkd.values import check_positive
 
 
 class CSKDLoss(DistillationLoss):
@@ -190,8 +191,7 @@ def _check_options(terms, grid: int, comparison: str, temperature: float, pam_pr
         raise ValueError(f"cskd: grid must be a positive number of patches per side, got {grid!r}.")
     if comparison not in ("cka", "mse"):
         raise ValueError(f"cskd: comparison must be 'cka' or 'mse', got {comparison!r}.")
-    if temperature <= 0:
-        raise ValueError(f"cskd: temperature must be positive, got {temperature}.")
+    check_positive("cskd: temperature", temperature)
     if pam_projection not in ("fixed", "resample", "learned"):
         raise ValueError(f"cskd: pam_projection must be 'fixed', 'resample' or 'learned', got {pam_projection!r}.")
     if gather and comparison != "cka":

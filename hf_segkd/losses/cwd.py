@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.losses.functional.divergence import softmax_kl
 from hf_segkd.models.outputs import SegmentationOutput
+from hf_segkd.values import check_positive
 
 
 class CWDLoss(DistillationLoss):
@@ -62,8 +63,7 @@ class CWDLoss(DistillationLoss):
         divergence: str = "kl",
     ):
         super().__init__(setup, layer=layer)
-        if temperature <= 0:
-            raise ValueError(f"cwd: temperature must be positive, got {temperature}.")
+        check_positive("cwd: temperature", temperature)
         if denominator not in ("teacher", "student"):
             raise ValueError(f"cwd: denominator must be 'teacher' or 'student', got {denominator!r}.")
         if norm not in ("channel", "spatial", "channel_mean"):

@@ -5,6 +5,7 @@ from torch.linalg import vector_norm
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, get_layer, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
+from hf_segkd.values import check_positive
 
 EPS = 1e-8
 
@@ -51,8 +52,7 @@ class DISTLoss(DistillationLoss):
         self, setup: LossSetup, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0, layer: str = "logits"
     ):
         super().__init__(setup, layer=layer)
-        if temperature <= 0:
-            raise ValueError(f"dist: temperature must be positive, got {temperature}.")
+        check_positive("dist: temperature", temperature)
         check_same_classes("dist", self.student_channels, self.teacher_channels)
         self.beta, self.gamma, self.temperature = beta, gamma, temperature
 

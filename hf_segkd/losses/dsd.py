@@ -8,6 +8,7 @@ from torch import Tensor
 from hf_segkd.losses.at import mean_square
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
+from hf_segkd.values import check_positive
 
 ENTRIES = ("aux_logits", "features", "logits")
 
@@ -55,8 +56,7 @@ class DSDLoss(DistillationLoss):
 
     def __init__(self, setup: LossSetup, temperature: float = 4.0, missing: str = "drop"):
         super().__init__(setup, layer="logits")
-        if temperature <= 0:
-            raise ValueError(f"dsd: temperature must be positive, got {temperature}.")
+        check_positive("dsd: temperature", temperature)
         if missing not in ("drop", "original"):
             raise ValueError(f"dsd: missing must be 'drop' or 'original', got {missing!r}.")
         check_same_classes("dsd", self.student_channels, self.teacher_channels)

@@ -6,6 +6,7 @@ from torch import Tensor
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, get_layer, resize_like
 from hf_segkd.losses.functional.divergence import softmax_kl
 from hf_segkd.models.outputs import SegmentationOutput
+from hf_segkd.values import check_positive
 
 REDUCTIONS = ("pixel", "element", "cross_entropy_sum")
 
@@ -61,8 +62,7 @@ class KDLoss(DistillationLoss):
         layer: str = "logits",
     ):
         super().__init__(setup, layer=layer)
-        if temperature <= 0:
-            raise ValueError(f"kd: temperature must be positive, got {temperature}.")
+        check_positive("kd: temperature", temperature)
         if reduction not in REDUCTIONS:
             raise ValueError(f"kd: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
         if reduction == "cross_entropy_sum" and temperature != 1:

@@ -5,22 +5,8 @@ import importlib
 import pytest
 import yaml
 
-from helpers.tiny import TINY
+from helpers.tiny import RECIPE
 from hf_segkd.commands import distill
-
-RECIPE = {
-    "dataset": "synthetic",
-    "dataset_config": {"num_train": 8, "num_validation": 3, "num_test": 2, "height": 32, "width": 48},
-    "student": TINY,
-    "crop_size": [32, 32],
-    "per_device_train_batch_size": 2,
-    "max_steps": 4,
-    "eval_steps": 2,
-    "save_steps": 2,
-    "logging_steps": 1,
-    "use_cpu": True,
-    "seed": 3,
-}
 
 
 def script(name: str):

@@ -9,21 +9,8 @@ from pathlib import Path
 import yaml
 
 from helpers.paths import ROOT
-from helpers.tiny import TINY
+from helpers.tiny import RECIPE
 
-RECIPE = {
-    "dataset": "synthetic",
-    "dataset_config": {"num_train": 8, "num_validation": 3, "num_test": 2, "height": 32, "width": 48},
-    "student": TINY,
-    "crop_size": [32, 32],
-    "per_device_train_batch_size": 2,
-    "max_steps": 4,
-    "eval_steps": 2,
-    "save_steps": 2,
-    "logging_steps": 1,
-    "use_cpu": True,
-    "seed": 3,
-}
 # Put in front of a program: it then runs as where our package was never installed.
 WITHOUT_PACKAGE = "import sys; sys.modules['hf_segkd'] = sys.modules['dataset_builders'] = None\n"
 

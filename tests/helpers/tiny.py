@@ -6,6 +6,20 @@ from dataset_builders import DATASETS
 
 LABELS = {index: name for index, name in enumerate(DATASETS["synthetic"].labels)}
 TINY = {"model_type": "espnet", "use_decoder": False, "hidden_sizes": [4, 10, 10], "depths": [1, 1]}
+# A run of a few seconds.
+RECIPE = {
+    "dataset": "synthetic",
+    "dataset_config": {"num_train": 8, "num_validation": 3, "num_test": 2, "height": 32, "width": 48},
+    "student": TINY,
+    "crop_size": [32, 32],
+    "per_device_train_batch_size": 2,
+    "max_steps": 4,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "seed": 3,
+}
 
 
 class TinyScenes(torch.utils.data.Dataset):
