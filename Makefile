@@ -12,6 +12,7 @@ demo: .venv
 
 # Every page that a command writes.
 docs: .venv
+	$(BIN)/python docs/make_methods.py
 	$(BIN)/python docs/make_models.py
 	$(BIN)/python docs/make_recipes.py
 

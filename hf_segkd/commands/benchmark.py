@@ -1,12 +1,12 @@
 """Train all methods with several seeds on one budget; tabulate what each gains over the baseline, and what it costs.
 
-    python scripts/benchmark.py hf_segkd/recipes/datasets/camvid_released.yaml \
+    hf-segkd benchmark camvid_released \
         --methods baseline kd cwd_logits kd_cwd --seeds 0 1 --split test --output_dir runs/bench \
         --student runs/espnet-c --teacher runs/espnet --data_dir CamVid
 
-Recipes of data and pair, and every flag that is not named below, go to `distill.py` for each run. The first method is
-the baseline. Finished runs are kept and an interrupted one is resumed: the same command goes on with the queue, and
-methods or seeds may be added to it. `--report FOLDER` writes table and plot again from an earlier run's files.
+Recipes of data and pair, and every flag that is not named below, go to `hf-segkd distill` for each run. The first
+method is the baseline. Finished runs are kept and an interrupted one is resumed: run the command again to continue the
+queue, also with further methods or seeds. `--report FOLDER` writes table and plot again from an earlier run's files.
 """
 
 from __future__ import annotations

@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         names = model_names([*arguments.models, *(arguments.compare or ())])
         segmenters = {name: load(model, spec.labels, protocol, device, arguments) for name, model in names.items()}
         images = dataset.evaluation_set(split)
+        if arguments.compare and len(images) < 2:
+            raise ValueError(f"--compare needs at least two images to resample, the {split} split has {len(images)}.")
         output_dir = Path(arguments.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -110,8 +112,11 @@ def compare(names: list[str], evaluations: dict, labels: tuple[str, ...], folder
 
 
 def summary(report: dict) -> str:
+    from hf_segkd.reports.tables import percent
+
     return (
-        f"mIoU {100 * report['mean_iou']:.2f} %, pixel accuracy {100 * report['overall_accuracy']:.2f} % "
+        f"mIoU {percent(report['mean_iou']).strip()} %, "
+        f"pixel accuracy {percent(report['overall_accuracy']).strip()} % "
         f"({report['images']} images, {report['split']}, {report['protocol']})"
     )
 

@@ -136,15 +136,6 @@ class EfficientNetLiteBackbone(MobileBackbone):
                 module.eps = NORM_EPS
         self.post_init()
 
-    def stages(self, pixel_values: Tensor) -> list[Tensor]:
-        x = self.conv_stem(pixel_values)
-        hidden_states = [x]
-        for index, block in enumerate(self.layer, start=1):
-            x = block(x)
-            if index in self.stage_ends:
-                hidden_states.append(x)
-        return hidden_states
-
 
 # Here and not in the package, so that released folders bring it along with their code.
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)

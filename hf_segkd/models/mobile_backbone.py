@@ -76,7 +76,7 @@ class InvertedResidual(CheckpointedLayer):
 
 
 class MobileBackbone(BackboneMixin, PreTrainedModel):
-    """Runs the stages that a subclass defines in `stages` and hands out those of `config.out_features`."""
+    """Runs a subclass's `conv_stem` and `layer`, whose stages end at `stage_ends`; returns `config.out_features`."""
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -88,8 +88,14 @@ class MobileBackbone(BackboneMixin, PreTrainedModel):
         self.num_features = config.stage_channels
 
     def stages(self, pixel_values: Tensor) -> list[Tensor]:
-        """The map at the end of each stage, shallow to deep."""
-        raise NotImplementedError
+        """The map at the end of each stage, shallow to deep: of `conv_stem`, then after the blocks `stage_ends`."""
+        x = self.conv_stem(pixel_values)
+        hidden_states = [x]
+        for index, block in enumerate(self.layer, start=1):
+            x = block(x)
+            if index in self.stage_ends:
+                hidden_states.append(x)
+        return hidden_states
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -107,7 +113,7 @@ class MobileBackbone(BackboneMixin, PreTrainedModel):
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> BackboneOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised images of any size.
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized images of any size.
             output_hidden_states (`bool`, *optional*): Whether to return the maps of all stages.
             return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are not `None`.
 

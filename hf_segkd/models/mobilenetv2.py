@@ -85,15 +85,6 @@ class MobileNetV2Backbone(MobileBackbone):
         self.stage_ends = set(accumulate(depth for _, depth, *_ in STAGES))
         self.post_init()
 
-    def stages(self, pixel_values: Tensor) -> list[Tensor]:
-        x = self.conv_stem(pixel_values)
-        hidden_states = [x]
-        for index, block in enumerate(self.layer, start=1):
-            x = block(x)
-            if index in self.stage_ends:
-                hidden_states.append(x)
-        return hidden_states
-
 
 # Here and not in the package, so that released folders bring it along with their code.
 AutoConfig.register(MobileNetV2Config.model_type, MobileNetV2Config, exist_ok=True)

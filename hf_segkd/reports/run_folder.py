@@ -105,7 +105,7 @@ def finish_run(trainer: DistillationTrainer, spec: DatasetSpec, report: dict, re
             f"Training is done, but the final folder {str(folder)!r} cannot be written: {reason}. The checkpoints are "
             "kept. Mend it and run the same command with --resume: nothing is trained again."
         ) from error
-    with optional("figures/predictions.png", folder):
+    with optional("figures/predictions.png", "hf-segkd evaluate draws predictions of a finished student"):
         write_figures(trainer, spec, folder / "figures")
     draw(folder, trainer.hub_model_id, trainer.args.hub_revision)
     trainer.clean_up()
@@ -116,26 +116,24 @@ def draw(folder: str | Path, repo_id: str | None = None, branch: str | None = No
     folder = Path(folder)
     report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     (folder / "figures").mkdir(exist_ok=True)
-    with optional("figures/classes.png", folder):
+    again = f"To draw it again: python -m hf_segkd.reports.run_folder {shlex.quote(str(folder))}"
+    with optional("figures/classes.png", again):
         write_class_figure(report, folder / "figures" / "classes.png")
-    with optional("figures/curves.png", folder):
+    with optional("figures/curves.png", again):
         log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
         write_curves({"student": log}, folder / "figures" / "curves.png")
-    with optional("README.md", folder):
+    with optional("README.md", again):
         write_model_card(folder, repo_id, branch)
 
 
 @contextmanager
-def optional(what: str, folder: Path) -> Iterator[None]:
-    """Let one picture or text fail alone: the message says why, and the command that draws it again."""
+def optional(what: str, again: str) -> Iterator[None]:
+    """Let one picture or text fail alone: the message says why, and how to get it again."""
     try:
         yield
     except Exception as error:  # whatever matplotlib, Pillow or a template raise: the run itself is saved
         reason = " ".join(str(error).split())
-        print(
-            f"{what}: not drawn ({type(error).__name__}: {reason[:300]}). Student and metrics are saved. To draw it "
-            f"again: python -m hf_segkd.reports.run_folder {shlex.quote(str(folder))}"
-        )
+        print(f"{what}: not drawn ({type(error).__name__}: {reason[:300]}). Student and metrics are saved. {again}")
 
 
 def write_figures(trainer: DistillationTrainer, spec: DatasetSpec, folder: Path) -> None:

@@ -19,14 +19,14 @@ def table(report: dict) -> str:
     width = max(len("mean (present classes)"), *(len(label) for label in report["per_class_iou"]))
     lines = [f"{'class':<{width}}   IoU %   acc %"]
     for label, iou in report["per_class_iou"].items():
-        lines.append(f"{label:<{width}}  {_percent(iou)}  {_percent(report['per_class_accuracy'][label])}")
+        lines.append(f"{label:<{width}}  {percent(iou)}  {percent(report['per_class_accuracy'][label])}")
     lines.append("-" * len(lines[0]))
     lines.append(
-        f"{'mean (present classes)':<{width}}  {_percent(report['mean_iou'])}  {_percent(report['mean_accuracy'])}"
+        f"{'mean (present classes)':<{width}}  {percent(report['mean_iou'])}  {percent(report['mean_accuracy'])}"
     )
-    lines.append(f"{'pixel accuracy':<{width}}          {_percent(report['overall_accuracy'])}")
+    lines.append(f"{'pixel accuracy':<{width}}          {percent(report['overall_accuracy'])}")
     if "boundary_iou" in report:
-        lines.append(f"{'boundary IoU':<{width}}  {_percent(report['boundary_iou'])}")
+        lines.append(f"{'boundary IoU':<{width}}  {percent(report['boundary_iou'])}")
     return "\n".join(lines)
 
 
@@ -48,11 +48,11 @@ def results_table(reports: dict[str, dict]) -> str:
     first = next(iter(reports.values()))
     rows = []
     for label in first["per_class_iou"]:
-        rows.append([label, *(_percent(report["per_class_iou"][label]).strip() for report in reports.values())])
+        rows.append([label, *(percent(report["per_class_iou"][label]).strip() for report in reports.values())])
     names = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
     names["boundary_iou"] = "boundary IoU"
     for key, name in names.items():
-        rows.append([name, *(_percent(report[key]).strip() for report in reports.values())])
+        rows.append([name, *(percent(report[key]).strip() for report in reports.values())])
     note = f"percent; {first['images']} images, {first['split']}, {first['protocol']}"
     return f"{aligned_table(['IoU', *reports], rows)}\n{note}"
 
@@ -61,7 +61,7 @@ def summary_table(reports: dict[str, dict]) -> str:
     """Means of several models, one line each, as Markdown; below it on what and how they were scored."""
     keys = ("mean_iou", "mean_accuracy", "overall_accuracy", "boundary_iou")
     head = ("model", "mIoU %", "mean accuracy %", "pixel accuracy %", "boundary IoU %")
-    rows = [[name, *(_percent(report[key]).strip() for key in keys)] for name, report in reports.items()]
+    rows = [[name, *(percent(report[key]).strip() for key in keys)] for name, report in reports.items()]
     report = next(iter(reports.values()))
     return "\n".join(
         [markdown_table(head, rows), "", f"{report['images']} images, {report['split']}, {report['protocol']}.", ""]
@@ -81,5 +81,6 @@ def comparison_table(difference: Difference, labels: Sequence[str], first: str, 
     return "\n".join([note, header, *lines])
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A fraction in percent with two decimals, six characters wide; `--` where there was nothing to score."""
     return "    --" if value is None or math.isnan(value) else f"{100 * value:6.2f}"

@@ -7,27 +7,26 @@ import os
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-# Fields of TrainingArguments that segmentation has no use for: the only value that is true, and why.
+# Fields of TrainingArguments: the only value that works here, and what is wrong with others.
 FIXED = {
-    "label_smoothing_factor": (0.0, "is for Trainer's own loss, which is not used here"),
-    "batch_eval_metrics": (True, "is how scores are counted: whole logits would not fit in memory"),
-    "prediction_loss_only": (False, "would leave the scores out"),
-    "label_names": (["labels"], "is what the datasets call them"),
-    "remove_unused_columns": (False, "would take the images away"),
-    "fp16_full_eval": (False, "would turn the trained student itself into float16; use fp16 or bf16"),
-    "bf16_full_eval": (False, "would turn the trained student itself into bfloat16; use bf16"),
-    "auto_find_batch_size": (False, "would train with other batches than the recipe says"),
-    "save_only_model": (
-        False,
-        "leaves checkpoints that --resume cannot go on from",
-    ),
-    "enable_jit_checkpoint": (False, "is done already: a signal saves a checkpoint"),
-    "greater_is_better": (True, "holds for all scores here; else the worst student would be the result"),
-    "resume_from_checkpoint": (None, "would skip the comparison with the run; use --resume"),
-    "ignore_data_skip": (False, "would show the same images twice after --resume"),
-    "eval_do_concat_batches": (True, "is how scores are counted"),
-    "use_liger_kernel": (False, "is for language models"),
+    "label_smoothing_factor": (0.0, "it belongs to Trainer's own loss, which is not used here"),
+    "batch_eval_metrics": (True, "scores are counted batch by batch, because whole logits would not fit in memory"),
+    "prediction_loss_only": (False, "it would leave the scores out"),
+    "label_names": (["labels"], "the datasets call them labels"),
+    "remove_unused_columns": (False, "it would take the images away"),
+    "fp16_full_eval": (False, "it would turn the trained student itself into float16; use fp16 or bf16"),
+    "bf16_full_eval": (False, "it would turn the trained student itself into bfloat16; use bf16"),
+    "auto_find_batch_size": (False, "it would train with other batches than the recipe says"),
+    "save_only_model": (False, "--resume could not continue from such checkpoints"),
+    "enable_jit_checkpoint": (False, "a signal saves a checkpoint already"),
+    "greater_is_better": (True, "all scores here are better when greater; the worst student would be the result"),
+    "resume_from_checkpoint": (None, "it would skip the comparison with the run; use --resume"),
+    "ignore_data_skip": (False, "it would show the same images twice after --resume"),
+    "eval_do_concat_batches": (True, "scores are counted from whole batches"),
+    "use_liger_kernel": (False, "it is for language models"),
 }
+# Networks whose gradients inductor makes zero without an error, as the test of compiled models shows.
+NOT_COMPILED = ("segkd_espnetv2",)
 
 
 def check_processes(args: TrainingArguments) -> None:
@@ -53,7 +52,12 @@ def check_arguments(args: TrainingArguments, student: PreTrainedModel) -> None:
     for name, (wanted, why) in FIXED.items():
         value = getattr(args, name)
         if value != wanted and not (value is None and wanted is False):
-            raise ValueError(f"{name}: {value} cannot be used: {wanted} {why}. Leave it out.")
+            raise ValueError(f"{name}: {value} cannot be used: {why}. Leave it out.")
+    if args.torch_compile and student.config.model_type in NOT_COMPILED:
+        raise ValueError(
+            f"torch_compile: {type(student).__name__} cannot be compiled: its gradients come out as zero, without an "
+            "error. Leave torch_compile out."
+        )
     if args.dataloader_persistent_workers and args.dataloader_num_workers == 0:
         raise ValueError(
             "dataloader_persistent_workers needs processes that read images. "

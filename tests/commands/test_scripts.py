@@ -231,3 +231,17 @@ def test_refused_command_leaves_the_earlier_run_alone(finished, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     refusal([recipe(tmp_path, losses={"kd": {}}), "--output_dir", str(folder), "--overwrite"])
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_two_models_are_not_compared_on_one_image(teacher, tmp_path):
+    """There is nothing to resample; without a look at it first, both models would be scored before the traceback."""
+    argv = ["--compare", teacher, teacher + "/../run", "--dataset", "synthetic", "--output_dir", str(tmp_path)]
+    argv += ["--dataset_config", "{num_validation: 1, num_train: 1, num_test: 1, height: 32, width: 48}"]
+    with pytest.raises(SystemExit, match="at least two images to resample, the validation split has 1"):
+        evaluate.main([*argv, "--device", "cpu"])
+
+
+def test_a_split_without_labels_is_summed_up_without_numbers():
+    """Cityscapes' test labels are all void: `None` times 100 would end the command after all the work."""
+    report = {"mean_iou": None, "overall_accuracy": None, "images": 3, "split": "test", "protocol": "whole image"}
+    assert evaluate.summary(report).startswith("mIoU -- %, pixel accuracy -- % (3 images, test")

@@ -18,7 +18,8 @@ from hf_segkd.console import TrainingFault
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import expose_features
 from hf_segkd.training.advice import OneClass, Warnings
-from hf_segkd.training.argument_checks import check_processes
+from hf_segkd.training.argument_checks import check_arguments, check_processes
+from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.dry_run import smallest_batch
 from hf_segkd.training.run_lock import LOCK_FILE, run_lock
 
@@ -251,3 +252,11 @@ def test_figures_that_fail_leave_student_and_metrics_and_name_the_command(tmp_pa
     assert "README.md: not" not in said, said
     assert {"metrics.json", "README.md", "model.safetensors"} <= {path.name for path in folder.iterdir()}
     assert load_file(folder / "model.safetensors") and not list(folder.glob("checkpoint-*"))
+
+
+def test_a_network_whose_compiled_gradients_vanish_is_refused(tmp_path):
+    """Inductor gives ESPNetv2 zero gradients and no error: the run would end as finished and have learned nothing."""
+    student = load_model({"model_type": "espnetv2", "width": 0.5}, id2label=LABELS)[0]
+    args = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, max_steps=1, torch_compile=True)
+    with pytest.raises(ValueError, match="ESPNetv2ForSemanticSegmentation cannot be compiled"):
+        check_arguments(args, student)
