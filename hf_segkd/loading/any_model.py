@@ -12,6 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_segkd.conversion import convert, converted_processor, load_original, recognise
 from hf_segkd.conversion.imagenet import load_backbone_weights
 from hf_segkd.loading.class_map import keep_classes
+from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.native import expose_features
 from hf_segkd.loading.pretrained import load_processor, new_model, pretrained_model
 from hf_segkd.models import default_processor
@@ -49,9 +50,9 @@ def load_model(
         in evaluation mode when loaded, in training mode when new.
 
     Raises:
-        ValueError: Nothing to load there, an unknown, damaged or incomplete checkpoint, weights that do not fit, a
-            package missing that the model needs, code of its own that is not trusted, another number of classes, or
-            an unknown model type or config field.
+        ValueError: Nothing to load there, an unknown, damaged or incomplete checkpoint, weights that do not fit or are
+            not finite, a package missing that the model needs, code of its own that is not trusted, another number of
+            classes, or an unknown model type or config field.
     """
     if isinstance(spec, str) and spec.lstrip().startswith("{"):
         spec = load_yaml(spec)
@@ -64,6 +65,7 @@ def load_model(
             keep_classes(model, id2label)
         return model, converted_processor(recognise(state_dict), model.config)
     model = expose_features(pretrained_model(str(spec), id2label, **hub_kwargs))
+    check_finite(model, f"model at '{spec}'")
     return model, load_processor(spec, **hub_kwargs)
 
 

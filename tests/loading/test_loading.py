@@ -115,3 +115,14 @@ def test_teachers_and_students_of_this_library_train_together(tmp_path):
     losses = {"task": {}, "kd": {}, "cwd": {"layer": "features"}, "fitnet": {}}
     argv = [recipe(tmp_path, student=student, losses=losses, max_steps=2), "--teacher", str(tmp_path / "teacher")]
     assert distill.main([*argv, "--output_dir", str(tmp_path / "run")])["steps"] == 2
+
+
+def test_weights_that_are_not_finite_are_refused_by_name_whoever_loads_them(tiny_student, tmp_path):
+    """A model full of NaN predicts its first class everywhere, and gets a score for it."""
+    with torch.no_grad():
+        tiny_student.decode_head.classifier.weight[0] = float("nan")
+    tiny_student.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"The model at '{tmp_path}' holds weights that are NaN.*decode_head.classifier.weight"
+    ):
+        load_model(str(tmp_path))
