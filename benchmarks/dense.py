@@ -95,11 +95,11 @@ def bpkd(
     reached = F.max_pool2d(members, loss.width, stride=1, padding=loss.width // 2)
     borders = reached * (reached.sum(dim=1, keepdim=True) > 1)
     mask = F.adaptive_avg_pool2d(borders, student.logits.shape[-2:]).to(student.logits.dtype)
-    inside = [x.logits * (1 - mask) / loss.body_temperature for x in (student, teacher)]
-    body = _kl(*(x.flatten(2) for x in inside), dim=2).sum() * loss.body_temperature**2 / (batch * classes)
-    border = [x.logits * mask / loss.edge_temperature for x in (student, teacher)]
+    inside = [x.logits * (1 - mask) / loss.temperature for x in (student, teacher)]
+    body = _kl(*(x.flatten(2) for x in inside), dim=2).sum() * loss.temperature**2 / (batch * classes)
+    border = [x.logits * mask / loss.temperature for x in (student, teacher)]
     per_class = (mask * _kl(*border, dim=1).sum(dim=1, keepdim=True)).sum(dim=(2, 3)) / mask.sum(dim=(2, 3))
-    return {"edge": per_class.sum() * loss.edge_temperature**2 / batch, "body": body}
+    return {"edge": per_class.sum() * loss.temperature**2 / batch, "body": body}
 
 
 def skd_pairwise(loss: nn.Module, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:

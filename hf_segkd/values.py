@@ -12,7 +12,7 @@ NAMES |= {dict: "a mapping", type(None): "null"}
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:
-    """Check a value from YAML against a type: `float`, `int`, `str`, `bool`, `dict`, lists, tuples, unions.
+    """Check a value from YAML against a type: `float`, `int`, `str`, `bool`, `dict`, `Literal`, lists, tuples, unions.
 
     Args:
         name (`str`): What the message calls it: `losses.kd.temperature`.
@@ -23,7 +23,14 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         ValueError: If the value is of another type, or not a finite number where a number is wanted.
     """
     if not _fits(value, hint):
-        raise ValueError(f"{name} must be {_describe(hint)}, got {value!r}.")
+        raise ValueError(f"{name} must be {_describe(hint)}, got {value!r}.{did_you_mean(value, words(hint))}")
+
+
+def words(hint: Any) -> list[str]:
+    """The words that a `Literal` anywhere in an annotation allows."""
+    if get_origin(hint) is Literal:
+        return [word for word in get_args(hint) if isinstance(word, str)]
+    return [word for one in get_args(hint) for word in words(one)]
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -47,7 +54,8 @@ def _describe(hint: Any) -> str:
     if kind in (list, tuple):
         return f"a list, each entry {_describe(inner[0])}"
     if kind is Literal:
-        return "one of " + ", ".join(map(repr, inner))
+        listed = ", ".join(map(repr, inner))
+        return listed if len(inner) == 1 else f"one of {listed}"
     return NAMES.get(kind, str(kind))
 
 

@@ -1,21 +1,24 @@
 """Holistic distillation: a discriminator learns to tell the student's logits from the teacher's."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, get_layer, map_shape, resize_like
-from hf_segkd.losses.discriminator import MIN_SIDE, Discriminator
+from hf_segkd.losses.discriminator import MIN_SIDE, Discriminator, Preprocessing
 from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.losses.skd import PairwiseLoss
 from hf_segkd.models.outputs import SegmentationOutput
-from hf_segkd.values import check_positive
+from hf_segkd.values import check_positive, check_value
 
 IMAGE_CHANNELS = 3
 ORDERS = {"student_first": ("student", "teacher"), "teacher_first": ("teacher", "student")}
-OPTIMIZERS = ("adam", "sgd")
+Objective = Literal["hinge", "wgan-gp"]
+Order = Literal["student_first", "teacher_first"]
+Optimizer = Literal["adam", "sgd"]
 
 
 class AdversarialLoss(DistillationLoss):
@@ -73,11 +76,11 @@ class AdversarialLoss(DistillationLoss):
     def __init__(
         self,
         setup: LossSetup,
-        objective: str = "hinge",
+        objective: Objective = "hinge",
         gradient_penalty: float = 10.0,
-        order: str = "student_first",
-        preprocessing: str = "batch_norm",
-        optimizer: str = "adam",
+        order: Order = "student_first",
+        preprocessing: Preprocessing = "batch_norm",
+        optimizer: Optimizer = "adam",
         learning_rate: float = 4e-4,
         weight_decay: float = 0.0,
         seed: int = 0,
@@ -87,13 +90,9 @@ class AdversarialLoss(DistillationLoss):
     ):
         super().__init__(setup, layer=layer)
         check_same_classes("adversarial", self.student_channels, self.teacher_channels)
-        for name, value, known in (
-            ("objective", objective, OBJECTIVES),
-            ("order", order, ORDERS),
-            ("optimizer", optimizer, OPTIMIZERS),
-        ):
-            if value not in known:
-                raise ValueError(f"adversarial: {name} must be one of {', '.join(known)}, got {value!r}.")
+        check_value("adversarial: objective", objective, Objective)
+        check_value("adversarial: order", order, Order)
+        check_value("adversarial: optimizer", optimizer, Optimizer)
         _check_numbers(learning_rate, gradient_penalty=gradient_penalty, weight_decay=weight_decay)
         _check_size(*map_shape(setup.student, layer, "student")[-2:])
         self.objective, self.order, self.gradient_penalty = objective, ORDERS[order], gradient_penalty

@@ -26,20 +26,15 @@ class BPKDLoss(DistillationLoss):
         setup (`LossSetup`): Shapes of both models' logits; the numbers of classes must agree.
         width (`int`, *optional*, defaults to `7`): Side of the window in pixels of the labels, odd, from 3. A
             straight border is then width − 1 pixels wide.
-        edge_temperature (`float`, *optional*, defaults to `1.0`): T of `edge`, > 0.
-        body_temperature (`float`, *optional*, defaults to `1.0`): T of `body`, > 0.
-        form (`str`, *optional*, defaults to `"original"`): `"original"` as above, or `"pixel"` for the plain split of
-            [`KDLoss`]: with m the mask of all borders, `edge` is `T²/(B·h·w) Σ m KL` and `body` the same with 1 − m,
-            of the unmasked logits. At one temperature their sum is pixel-wise KD.
+        temperature (`float`, *optional*, defaults to `1.0`): T of both softmaxes, > 0.
         layer (`str`, *optional*, defaults to `"logits"`): Field to compare: `"logits"` or `"aux_logits"`.
 
     Returns:
         `dict[str, torch.Tensor]`: Scalars `edge` and `body`, in nats times T²; at least 0, and 0 when both agree.
-        Without a border (unlabelled images) `edge` is 0 and `body` the distillation of the whole map.
+        Without a border (unlabeled images) `edge` is 0 and `body` the distillation of the whole map.
 
     Raises:
-        ValueError: If the width is even or below 3, a temperature not positive, the form unknown, or the classes
-            disagree.
+        ValueError: If the width is even or below 3, the temperature not positive, or the classes disagree.
 
     Differs from the original: its training code is not public and its text was at hand only in part, so this follows
     two public re-implementations of its equations. They agree on these and on the weights, 20 for `body`
@@ -65,43 +60,29 @@ class BPKDLoss(DistillationLoss):
         self,
         setup: LossSetup,
         width: int = 7,
-        edge_temperature: float = 1.0,
-        body_temperature: float = 1.0,
-        form: str = "original",
+        temperature: float = 1.0,
         layer: str = "logits",
     ):
         super().__init__(setup, layer=layer)
         if not isinstance(width, int) or width < 3 or width % 2 == 0:
             raise ValueError(f"bpkd: width must be an odd number of pixels from 3, got {width!r}.")
-        for name, value in (("edge_temperature", edge_temperature), ("body_temperature", body_temperature)):
-            check_positive(f"bpkd: {name}", value)
-        if form not in ("original", "pixel"):
-            raise ValueError(f"bpkd: form must be 'original' or 'pixel', got {form!r}.")
+        check_positive("bpkd: temperature", temperature)
         check_same_classes("bpkd", self.student_channels, self.teacher_channels)
-        self.width, self.form = width, form
-        self.edge_temperature, self.body_temperature = edge_temperature, body_temperature
+        self.width = width
+        self.temperature = temperature
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
         student_logits = get_layer(student, self.layer)
         logits = student_logits, resize_like(get_layer(teacher, self.layer), student_logits)
         known = (labels >= 0) & (labels < self.setup.num_labels) & (labels != self.setup.ignore_index)
         labels = labels.masked_fill(~known, -1)[:, None]
-        if self.form == "pixel":
-            return self.split(*logits, shares(edges(labels, self.width), student_logits))
         mask = class_edges(labels, self.width, student_logits)
-        body = [x * (1 - mask) / self.body_temperature for x in logits]
-        body_kl = divergence(*(x.flatten(2) for x in body), dim=2).sum() * self.body_temperature**2
-        edge_kl = divergence(*(x * mask / self.edge_temperature for x in logits), dim=1)
+        body = [(x * (1 - mask) / self.temperature).flatten(2) for x in logits]
+        edge = [x * mask / self.temperature for x in logits]
         weights = mask / mask.sum(dim=(2, 3), keepdim=True).clamp(min=SMALLEST)
-        edge = (weights.sum(dim=1) * edge_kl).sum() * self.edge_temperature**2 / len(mask)
-        return {"edge": edge, "body": body_kl / (mask.shape[0] * mask.shape[1])}
-
-    def split(self, student: Tensor, teacher: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Pixel-wise KD of logits (B, K, h, w) in two parts, by the share (B, 1, h, w) of border in each position."""
-        mask, terms = mask[:, 0], {}
-        for name, share, t in (("edge", mask, self.edge_temperature), ("body", 1 - mask, self.body_temperature)):
-            terms[name] = (share * divergence(student / t, teacher / t, dim=1)).sum() * t**2 / mask.numel()
-        return terms
+        edge_kl = (weights.sum(dim=1) * divergence(*edge, dim=1)).sum() / mask.shape[0]
+        body_kl = divergence(*body, dim=2).sum() / (mask.shape[0] * mask.shape[1])
+        return {"edge": edge_kl * self.temperature**2, "body": body_kl * self.temperature**2}
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ from hf_segkd.losses.base import DistillationLoss, LossSetup, channel_projector,
 from hf_segkd.losses.functional.attention import attend, attend_by_sum
 from hf_segkd.losses.pkd import normalize
 from hf_segkd.models.outputs import SegmentationOutput
-from hf_segkd.values import check_choice, check_positive
+from hf_segkd.values import check_positive, check_value
 
-AFFINITIES = ("dot", "embedded_gaussian", "gaussian", "concatenation")
+Affinity = Literal["dot", "embedded_gaussian", "gaussian", "concatenation"]
 
 
 class CanKDLoss(DistillationLoss):
@@ -63,7 +63,7 @@ class CanKDLoss(DistillationLoss):
     def __init__(
         self,
         setup: LossSetup,
-        affinity: Literal["dot", "embedded_gaussian", "gaussian", "concatenation"] = "dot",
+        affinity: Affinity = "dot",
         inter_channels: int | None = None,
         sub_sample: bool = True,
         batch_norm: bool = True,
@@ -72,7 +72,7 @@ class CanKDLoss(DistillationLoss):
         layer: str = "features",
     ):
         super().__init__(setup, layer=layer)
-        check_choice("cankd: affinity", affinity, AFFINITIES)
+        check_value("cankd: affinity", affinity, Affinity)
         if inter_channels is not None:
             check_positive("cankd: inter_channels", inter_channels)
         height, width = map_shape(setup.teacher, layer, "teacher")[-2:]
@@ -107,7 +107,9 @@ class CrossAttention(nn.Module):
         affinity (`str`), inter_channels (`int`), sub_sample (`bool`), batch_norm (`bool`): As for [`CanKDLoss`].
     """
 
-    def __init__(self, channels: int, affinity: str, inter_channels: int | None, sub_sample: bool, batch_norm: bool):
+    def __init__(
+        self, channels: int, affinity: Affinity, inter_channels: int | None, sub_sample: bool, batch_norm: bool
+    ):
         super().__init__()
         inner = inter_channels or max(channels // 2, 1)
         self.affinity = affinity

@@ -1,6 +1,7 @@
 """Cross-image relational distillation: relations between the pixels of a batch, and to a memory of pixels."""
 
 import logging
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +9,15 @@ from torch import Tensor, nn
 
 from hf_segkd.distributed import gather, gather_with_gradient
 from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
-from hf_segkd.losses.draws import SeededDraws
+from hf_segkd.losses.draws import MemoryDtype, SeededDraws
 from hf_segkd.losses.functional.similarity import bank_kl, image_pair_kl, unit_vectors
 from hf_segkd.models.outputs import SegmentationOutput
-from hf_segkd.values import check_positive
+from hf_segkd.values import check_positive, check_value
 
 logger = logging.getLogger(__name__)
 
+Pooling = int | Literal["auto"]
+Sampling = Literal["own", "original"]
 PAPER = "https://huggingface.co/papers/2204.06986"
 CITATION = """@inproceedings{yang2022cross,
   title={Cross-Image Relational Knowledge Distillation for Semantic Segmentation},
@@ -64,14 +67,15 @@ class CIRKDMiniBatchLoss(DistillationLoss):
         self,
         setup: LossSetup,
         temperature: float = 0.1,
-        pooling: int | str = "auto",
+        pooling: Pooling = "auto",
         gather: bool = False,
         layer: str = "features",
     ):
         super().__init__(setup, layer=layer)
         check_all_positive("cirkd_minibatch", temperature=temperature)
-        if pooling != "auto" and (not isinstance(pooling, int) or pooling < 1):
-            raise ValueError(f"cirkd_minibatch: pooling must be 'auto' or an integer from 1, got {pooling!r}.")
+        check_value("cirkd_minibatch: pooling", pooling, Pooling)
+        if pooling != "auto":
+            check_positive("cirkd_minibatch: pooling", pooling)
         self.temperature, self.pooling, self.gather = temperature, pooling, gather
         self._warned = False
 
@@ -152,8 +156,8 @@ class CIRKDMemoryLoss(DistillationLoss):
         region_samples: int | None = None,
         temperature: float = 0.1,
         kd_temperature: float = 1.0,
-        sampling: str = "own",
-        memory_dtype: str = "float32",
+        sampling: Sampling = "own",
+        memory_dtype: MemoryDtype = "float32",
         seed: int = 0,
         layer: str = "features",
     ):
@@ -164,8 +168,7 @@ class CIRKDMemoryLoss(DistillationLoss):
         check_all_positive("cirkd_memory", temperature=temperature, kd_temperature=kd_temperature)
         check_all_positive("cirkd_memory", pixel_memory=pixel_memory, region_memory=region_memory)
         check_all_positive("cirkd_memory", pixel_samples=self.pixel_samples, region_samples=self.region_samples)
-        if sampling not in ("own", "original"):
-            raise ValueError(f"cirkd_memory: sampling must be 'own' or 'original', got {sampling!r}.")
+        check_value("cirkd_memory: sampling", sampling, Sampling)
         self.temperature, self.kd_temperature, self.sampling = temperature, kd_temperature, sampling
         self.limit = min(PIXELS_PER_CLASS, pixel_memory)
         self.head = projection_head(self.student_channels, self.teacher_channels)

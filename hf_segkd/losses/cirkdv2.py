@@ -9,11 +9,13 @@ from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, map_sha
 from hf_segkd.losses.cirkd import (
     CIRKDMemoryLoss,
     CIRKDMiniBatchLoss,
+    Pooling,
+    Sampling,
     check_all_positive,
     projection_head,
     write_rows,
 )
-from hf_segkd.losses.draws import SeededDraws
+from hf_segkd.losses.draws import MemoryDtype, SeededDraws
 from hf_segkd.losses.functional.attention import attend
 from hf_segkd.losses.functional.similarity import bank_kl, image_pair_kl
 from hf_segkd.models.outputs import SegmentationOutput
@@ -79,9 +81,9 @@ class CIRKDv2Loss(DistillationLoss):
         channel_samples: int = 2048,
         temperature: float = 0.1,
         kd_temperature: float = 1.0,
-        sampling: str = "own",
-        memory_dtype: str = "float32",
-        pooling: int | str = "auto",
+        sampling: Sampling = "own",
+        memory_dtype: MemoryDtype = "float32",
+        pooling: Pooling = "auto",
         gather: bool = False,
         seed: int = 0,
         layer: str = "features",
@@ -162,7 +164,7 @@ class ChannelRelations(nn.Module):
         samples: int = 2048,
         temperature: float = 0.1,
         kd_temperature: float = 1.0,
-        memory_dtype: str = "float32",
+        memory_dtype: MemoryDtype = "float32",
         gather: bool = False,
         seed: int = 0,
         layer: str = "features",

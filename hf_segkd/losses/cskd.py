@@ -1,5 +1,7 @@
 """Self-attention distillation of channels and positions, compared by kernel alignment."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,11 @@ from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_
 from hf_segkd.losses.functional.attention import attend
 from hf_segkd.losses.functional.gram import gram
 from hf_segkd.models.outputs import SegmentationOutput
-from hf_segkd.values import check_positive
+from hf_segkd.values import check_positive, check_value
+
+Term = Literal["cam", "pam"]
+Comparison = Literal["cka", "mse"]
+Projection = Literal["fixed", "resample", "learned"]
 
 
 class CSKDLoss(DistillationLoss):
@@ -67,11 +73,11 @@ class CSKDLoss(DistillationLoss):
         self,
         setup: LossSetup,
         layer: str = "features",
-        terms: tuple[str, ...] = ("cam", "pam"),
+        terms: tuple[Term, ...] = ("cam", "pam"),
         grid: int = 5,
-        comparison: str = "cka",
+        comparison: Comparison = "cka",
         temperature: float = 2.0,
-        pam_projection: str = "fixed",
+        pam_projection: Projection = "fixed",
         gather: bool = False,
     ):
         super().__init__(setup, layer=layer)
@@ -185,14 +191,13 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def _check_options(terms, grid: int, comparison: str, temperature: float, pam_projection: str, gather: bool) -> None:
-    if not terms or isinstance(terms, str) or set(terms) - {"cam", "pam"}:
-        raise ValueError(f"cskd: terms must be a list of 'cam' and 'pam', got {terms!r}.")
+    check_value("cskd: terms", terms, tuple[Term, ...])
+    if not terms:
+        raise ValueError("cskd: terms must name at least one of 'cam' and 'pam', got none.")
     if isinstance(grid, bool) or not isinstance(grid, int) or grid < 1:
         raise ValueError(f"cskd: grid must be a positive number of patches per side, got {grid!r}.")
-    if comparison not in ("cka", "mse"):
-        raise ValueError(f"cskd: comparison must be 'cka' or 'mse', got {comparison!r}.")
+    check_value("cskd: comparison", comparison, Comparison)
     check_positive("cskd: temperature", temperature)
-    if pam_projection not in ("fixed", "resample", "learned"):
-        raise ValueError(f"cskd: pam_projection must be 'fixed', 'resample' or 'learned', got {pam_projection!r}.")
+    check_value("cskd: pam_projection", pam_projection, Projection)
     if gather and comparison != "cka":
         raise ValueError("cskd: gather serves CKA, which compares images. Leave it out with comparison: mse.")

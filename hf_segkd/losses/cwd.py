@@ -1,12 +1,18 @@
 """Channel-wise distillation."""
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import Literal
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_segkd.losses.base import DistillationLoss, LossSetup, channel_projector, get_layer, resize_like
 from hf_segkd.losses.functional.divergence import softmax_kl
 from hf_segkd.models.outputs import SegmentationOutput
-from hf_segkd.values import check_positive
+from hf_segkd.values import check_positive, check_value
+
+Denominator = Literal["teacher", "student"]
+Norm = Literal["channel", "spatial", "channel_mean"]
+Divergence = Literal["kl", "mse"]
 
 
 class CWDLoss(DistillationLoss):
@@ -58,18 +64,15 @@ class CWDLoss(DistillationLoss):
         setup: LossSetup,
         temperature: float = 4.0,
         layer: str = "features",
-        denominator: str = "teacher",
-        norm: str = "channel",
-        divergence: str = "kl",
+        denominator: Denominator = "teacher",
+        norm: Norm = "channel",
+        divergence: Divergence = "kl",
     ):
         super().__init__(setup, layer=layer)
         check_positive("cwd: temperature", temperature)
-        if denominator not in ("teacher", "student"):
-            raise ValueError(f"cwd: denominator must be 'teacher' or 'student', got {denominator!r}.")
-        if norm not in ("channel", "spatial", "channel_mean"):
-            raise ValueError(f"cwd: norm must be 'channel', 'spatial' or 'channel_mean', got {norm!r}.")
-        if divergence not in ("kl", "mse"):
-            raise ValueError(f"cwd: divergence must be 'kl' or 'mse', got {divergence!r}.")
+        check_value("cwd: denominator", denominator, Denominator)
+        check_value("cwd: norm", norm, Norm)
+        check_value("cwd: divergence", divergence, Divergence)
         if (norm, divergence) == ("channel_mean", "kl"):
             raise ValueError("cwd: norm 'channel_mean' has no KL: means are no distribution. Set divergence: mse.")
         if "logits" in layer and self.student_channels != self.teacher_channels:
@@ -79,9 +82,7 @@ class CWDLoss(DistillationLoss):
             )
         self.temperature, self.norm, self.divergence = temperature, norm, divergence
         self.channels = self.teacher_channels if denominator == "teacher" else self.student_channels
-        self.projector = nn.Identity()
-        if self.student_channels != self.teacher_channels:
-            self.projector = nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1, bias=False)
+        self.projector = channel_projector(self.student_channels, self.teacher_channels)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
         student_map = self.projector(get_layer(student, self.layer))

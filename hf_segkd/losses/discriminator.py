@@ -1,11 +1,15 @@
 """The discriminator of holistic distillation: a small SAGAN that judges logit maps."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.losses.functional.attention import attend
+from hf_segkd.values import check_value
 
+Preprocessing = Literal["batch_norm", "tanh", "image"]
 MIN_SIDE = 64  # positions; four halvings and a 4×4 convolution leave nothing of a smaller map
 WIDTHS = (64, 128, 256, 512)
 SLOPE = 0.1
@@ -35,10 +39,9 @@ class Discriminator(nn.Module):
     Networks, ICML 2019, https://huggingface.co/papers/1805.08318
     """
 
-    def __init__(self, num_labels: int, preprocessing: str = "batch_norm"):
+    def __init__(self, num_labels: int, preprocessing: Preprocessing = "batch_norm"):
         super().__init__()
-        if preprocessing not in PREPROCESSING:
-            raise ValueError(f"preprocessing must be one of {', '.join(PREPROCESSING)}, got {preprocessing!r}.")
+        check_value("preprocessing", preprocessing, Preprocessing)
         self.preprocess = PREPROCESSING[preprocessing](num_labels)
         self.conv1 = SpectralNormConv(num_labels, WIDTHS[0])
         self.conv2 = SpectralNormConv(WIDTHS[0], WIDTHS[1])

@@ -1,14 +1,16 @@
 """Random draws of the losses: reproducible, resumable, and known in every process."""
 
 import zlib
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.distributed import rank
+from hf_segkd.values import check_value
 
-MEMORY_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+MemoryDtype = Literal["float32", "float16", "bfloat16"]
 
 
 class SeededDraws(nn.Module):
@@ -30,11 +32,11 @@ class SeededDraws(nn.Module):
         """Random order of `range(size)`; the same in every process if `shared`."""
         return torch.randperm(size, generator=self._generator(0 if shared else rank()))
 
-    def unit_rows(self, shape: tuple[int, int, int], dtype: str) -> Tensor:
+    def unit_rows(self, shape: tuple[int, int, int], dtype: MemoryDtype) -> Tensor:
         """Random unit vectors along the last axis, the same in every process."""
-        if dtype not in MEMORY_DTYPES:
-            raise ValueError(f"memory_dtype must be one of {', '.join(MEMORY_DTYPES)}, got {dtype!r}.")
-        generator, rows = self._generator(0), torch.empty(shape, dtype=MEMORY_DTYPES[dtype])
+        check_value("memory_dtype", dtype, MemoryDtype)
+        generator = self._generator(0)
+        rows = torch.empty(shape, dtype=getattr(torch, dtype))
         for part in rows:
             part.copy_(F.normalize(torch.randn(part.shape, generator=generator), dim=-1))
         return rows

@@ -1,6 +1,7 @@
 """Double similarity distillation."""
 
 from itertools import combinations
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,8 +9,9 @@ from torch import Tensor
 from hf_segkd.losses.at import mean_square
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
-from hf_segkd.values import check_positive
+from hf_segkd.values import check_positive, check_value
 
+Missing = Literal["drop", "original"]
 ENTRIES = ("aux_logits", "features", "logits")
 
 
@@ -54,11 +56,10 @@ class DSDLoss(DistillationLoss):
     memory_growth = "BN"
     fused = True
 
-    def __init__(self, setup: LossSetup, temperature: float = 4.0, missing: str = "drop"):
+    def __init__(self, setup: LossSetup, temperature: float = 4.0, missing: Missing = "drop"):
         super().__init__(setup, layer="logits")
         check_positive("dsd: temperature", temperature)
-        if missing not in ("drop", "original"):
-            raise ValueError(f"dsd: missing must be 'drop' or 'original', got {missing!r}.")
+        check_value("dsd: missing", missing, Missing)
         check_same_classes("dsd", self.student_channels, self.teacher_channels)
         self.temperature = temperature
         self.student_entries, self.teacher_entries = _entries(setup, missing)

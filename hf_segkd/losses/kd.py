@@ -1,14 +1,16 @@
 """Pixel-wise knowledge distillation on the logits."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, check_same_classes, get_layer, resize_like
 from hf_segkd.losses.functional.divergence import softmax_kl
 from hf_segkd.models.outputs import SegmentationOutput
-from hf_segkd.values import check_positive
+from hf_segkd.values import check_positive, check_value
 
-REDUCTIONS = ("pixel", "element", "cross_entropy_sum")
+Reduction = Literal["pixel", "element", "cross_entropy_sum"]
 
 
 class KDLoss(DistillationLoss):
@@ -57,16 +59,17 @@ class KDLoss(DistillationLoss):
         self,
         setup: LossSetup,
         temperature: float = 1.0,
-        reduction: str = "pixel",
+        reduction: Reduction = "pixel",
         upsample: float = 1.0,
         layer: str = "logits",
     ):
         super().__init__(setup, layer=layer)
         check_positive("kd: temperature", temperature)
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"kd: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
+        check_value("kd: reduction", reduction, Reduction)
         if reduction == "cross_entropy_sum" and temperature != 1:
-            raise ValueError(f"kd: reduction 'cross_entropy_sum' is defined at temperature 1, got {temperature}.")
+            raise ValueError(
+                f"kd: reduction 'cross_entropy_sum' is defined at temperature 1, got {temperature}. Leave it out."
+            )
         if not 1 <= upsample:
             raise ValueError(f"kd: upsample must be a factor of at least 1, got {upsample}.")
         check_same_classes("kd", self.student_channels, self.teacher_channels)

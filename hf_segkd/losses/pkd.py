@@ -7,8 +7,10 @@ from torch import Tensor
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, channel_projector, get_layer, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
-from hf_segkd.values import check_choice
+from hf_segkd.values import check_value
 
+Statistics = Literal["image", "batch", "layer"]
+Resized = Literal["student", "teacher"]
 BATCH_EPS = 1e-6  # added to the deviation, as in PKD's code
 IMAGE_EPS = 1e-5  # added to the variance, as in instance and layer norm
 
@@ -57,13 +59,13 @@ class PKDLoss(DistillationLoss):
     def __init__(
         self,
         setup: LossSetup,
-        statistics: Literal["image", "batch", "layer"] = "image",
-        resize: Literal["student", "teacher"] = "student",
+        statistics: Statistics = "image",
+        resize: Resized = "student",
         layer: str = "features",
     ):
         super().__init__(setup, layer=layer)
-        check_choice("pkd: statistics", statistics, ("image", "batch", "layer"))
-        check_choice("pkd: resize", resize, ("student", "teacher"))
+        check_value("pkd: statistics", statistics, Statistics)
+        check_value("pkd: resize", resize, Resized)
         self.statistics = statistics
         self.resize = resize
         self.projector = channel_projector(self.student_channels, self.teacher_channels)

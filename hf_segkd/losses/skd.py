@@ -1,5 +1,7 @@
 """Pair-wise structured distillation."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.losses.functional.gram import gram
 from hf_segkd.models.outputs import SegmentationOutput
+from hf_segkd.values import check_value
 
+Pooling = Literal["max2"] | float
 TILE = 512
 # Of the teacher's own term. Float32 Gram products are off by some 1e-7 of it: from here on by 1e-3 of the loss.
 NEARLY_EQUAL = 1e-4
@@ -51,9 +55,10 @@ class PairwiseLoss(DistillationLoss):
     memory_growth = "C²"
     fused = True
 
-    def __init__(self, setup: LossSetup, layer: str = "features", pooling: str | float = "max2"):
+    def __init__(self, setup: LossSetup, layer: str = "features", pooling: Pooling = "max2"):
         super().__init__(setup, layer=layer)
-        if pooling != "max2" and (isinstance(pooling, str | bool) or not 0 < pooling <= 1):
+        check_value("skd_pairwise: pooling", pooling, Pooling)
+        if pooling != "max2" and not 0 < pooling <= 1:
             raise ValueError(f"skd_pairwise: pooling must be 'max2' or a fraction in (0, 1], got {pooling!r}.")
         self.pooling = pooling
 

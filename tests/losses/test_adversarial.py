@@ -202,10 +202,10 @@ def test_logits_below_64_are_refused_with_the_crop_that_would_do():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"objective": "wgan"}, "objective must be one of hinge, wgan-gp, got 'wgan'"),
-        ({"order": "cirkd"}, "order must be one of student_first, teacher_first, got 'cirkd'"),
-        ({"optimizer": "adamw"}, "optimizer must be one of adam, sgd, got 'adamw'"),
-        ({"preprocessing": "relu"}, "preprocessing must be one of batch_norm, tanh, image, got 'relu'"),
+        ({"objective": "wgan"}, "objective must be one of 'hinge', 'wgan-gp', got 'wgan'"),
+        ({"order": "cirkd"}, "order must be one of 'student_first', 'teacher_first', got 'cirkd'"),
+        ({"optimizer": "adamw"}, "optimizer must be one of 'adam', 'sgd', got 'adamw'"),
+        ({"preprocessing": "relu"}, "preprocessing must be one of 'batch_norm', 'tanh', 'image', got 'relu'"),
         ({"learning_rate": 0}, "learning_rate must be positive, got 0"),
         ({"weight_decay": -1}, "weight_decay must not be negative, got -1"),
         ({"gradient_penalty": float("nan")}, "gradient_penalty must not be negative, got nan"),

@@ -117,18 +117,18 @@ def kl(teacher, student):
     return (teacher.softmax(0) * (teacher.log_softmax(0) - student.log_softmax(0))).sum()
 
 
-def plain_terms(student, teacher, mask, edge_t, body_t):
+def plain_terms(student, teacher, mask, temperature):
     """The two formulas of the docstring, class by class and position by position."""
     batch, classes, height, width = student.shape
     edge = body = 0
     for b, c in torch.cartesian_prod(torch.arange(batch), torch.arange(classes)).tolist():
         s, t, m = student[b], teacher[b], mask[b]
-        inside = [(x[c] * (1 - m[c]) / body_t).flatten() for x in (t, s)]
-        body = body + body_t**2 * kl(*inside) / (batch * classes)
+        inside = [(x[c] * (1 - m[c]) / temperature).flatten() for x in (t, s)]
+        body = body + temperature**2 * kl(*inside) / (batch * classes)
         if m[c].sum() > 0:
             at = [(y, x) for y in range(height) for x in range(width)]
-            values = [m[c, y, x] * kl((t * m)[:, y, x] / edge_t, (s * m)[:, y, x] / edge_t) for y, x in at]
-            edge = edge + edge_t**2 * sum(values) / m[c].sum() / batch
+            values = [m[c, y, x] * kl((t * m)[:, y, x] / temperature, (s * m)[:, y, x] / temperature) for y, x in at]
+            edge = edge + temperature**2 * sum(values) / m[c].sum() / batch
     return {"edge": edge, "body": body}
 
 
@@ -171,42 +171,25 @@ def test_terms_of_a_row_of_four_pixels():
     assert value["body"].item() == pytest.approx(q / 2, rel=1e-12)
 
 
-def test_terms_of_the_pixel_form_in_a_row_of_four_pixels():
-    """Half of the positions are border, each with q: half of the mean in either term."""
-    teacher = torch.tensor([math.log(3), 0.0], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 1, 4)
-    labels = torch.tensor([[[0, 0, 1, 1]]])
-    value = call(torch.zeros(1, 2, 1, 4).double(), teacher, labels, width=3, form="pixel")
-    q = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert value["edge"].item() == value["body"].item() == pytest.approx(q / 2, rel=1e-12)
-
-
 def test_values_and_gradients_equal_plain_loops():
     """Masks multiply the logits before the softmax and the divergence after it: one of them alone would train, too."""
     student, teacher = draw(2, 3, 6, 7).requires_grad_(), draw(2, 3, 6, 7, seed=1)
     labels = random_labels(2, 6, 7)
     labels[1] = 2  # an image without a border: its classes add nothing to `edge`
-    found = call(student, teacher, labels, width=3, edge_temperature=2.0, body_temperature=3.0)
-    expected = plain_terms(student, teacher, plain_mask(labels, 3, 3), 2.0, 3.0)
+    found = call(student, teacher, labels, width=3, temperature=2.0)
+    expected = plain_terms(student, teacher, plain_mask(labels, 3, 3), 2.0)
     for name in ("edge", "body"):
         torch.testing.assert_close(found[name], expected[name], **EXACT)
         gradients = (torch.autograd.grad(x[name], student, retain_graph=True)[0] for x in (found, expected))
         torch.testing.assert_close(*gradients, **EXACT)
 
 
-def test_pixel_form_splits_pixel_wise_kd():
-    """Every position must count once, also where it is partly border and where the teacher has another stride."""
-    student, teacher, labels = draw(2, 3, 6, 7), draw(2, 3, 12, 9, seed=1), random_labels(2, 41, 50)
-    value = call(student, teacher, labels, form="pixel", width=3, edge_temperature=2.0, body_temperature=2.0)
-    assert min(x.item() for x in value.values()) > 0
-    torch.testing.assert_close(sum(value.values()), call(student, teacher, labels, "kd", temperature=2.0), **EXACT)
-
-
 @pytest.mark.parametrize("label", [1, 255], ids=["one class", "no class"])
 def test_without_a_border_body_is_cwd_of_the_logits_and_edge_zero(label):
-    """An unlabelled image must give neither NaN (0/0) nor a border around the image."""
+    """An unlabeled image must give neither NaN (0/0) nor a border around the image."""
     student, teacher = draw(2, 3, 6, 7).requires_grad_(), draw(2, 3, 6, 7, seed=1)
     labels = torch.full((2, 24, 28), label)
-    value = call(student, teacher, labels, body_temperature=4.0)
+    value = call(student, teacher, labels, temperature=4.0)
     cwd = call(student, teacher, labels, "cwd", layer="logits", temperature=4.0)
     torch.testing.assert_close(value["body"], cwd, **EXACT)
     value["edge"].backward()
@@ -231,15 +214,13 @@ def test_every_image_weighs_alike_however_long_its_borders_are():
     torch.testing.assert_close(call(student, teacher, labels, width=3)["edge"], sum(single) / 2, **EXACT)
 
 
-@pytest.mark.parametrize("form", ["original", "pixel"])
-def test_temperature_divides_the_logits_and_scales_by_its_square(form):
+def test_temperature_divides_the_logits_and_scales_by_its_square():
     """Without temperature², a warmer softmax would weaken the gradient."""
     student, teacher, labels = draw(2, 3, 6, 7), draw(2, 3, 6, 7, seed=1), random_labels(2, 24, 28)
-    cold = call(student, teacher, labels, form=form)
-    edge = call(2 * student, 2 * teacher, labels, form=form, edge_temperature=2.0)["edge"]
-    body = call(3 * student, 3 * teacher, labels, form=form, body_temperature=3.0)["body"]
-    torch.testing.assert_close(edge, 4 * cold["edge"], **EXACT)
-    torch.testing.assert_close(body, 9 * cold["body"], **EXACT)
+    cold = call(student, teacher, labels)
+    warm = call(2 * student, 2 * teacher, labels, temperature=2.0)
+    for name in ("edge", "body"):
+        torch.testing.assert_close(warm[name], 4 * cold[name], **EXACT)
 
 
 def test_classes_of_other_teachers_are_refused():
@@ -253,9 +234,7 @@ def test_classes_of_other_teachers_are_refused():
     [
         ({"width": 4}, "width must be an odd number of pixels from 3"),
         ({"width": 1}, "width must be an odd number of pixels from 3"),
-        ({"edge_temperature": 0.0}, "edge_temperature must be positive"),
-        ({"body_temperature": -1.0}, "body_temperature must be positive"),
-        ({"form": "paper"}, "form must be 'original' or 'pixel'"),
+        ({"temperature": 0.0}, "temperature must be positive"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

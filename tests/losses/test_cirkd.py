@@ -217,10 +217,13 @@ def test_cirkdv2_names_its_terms_and_reaches_every_parameter():
     "make, message",
     [
         (lambda: CIRKDMiniBatchLoss(SETUP, temperature=0), "temperature must be positive, got 0"),
-        (lambda: CIRKDMiniBatchLoss(SETUP, pooling=0), "pooling must be 'auto' or an integer from 1, got 0"),
+        (lambda: CIRKDMiniBatchLoss(SETUP, pooling=0), "pooling must be positive, got 0"),
         (lambda: memory(pixel_memory=0), "pixel_memory must be positive, got 0"),
-        (lambda: memory(sampling="all"), "sampling must be 'own' or 'original', got 'all'"),
-        (lambda: memory(memory_dtype="int8"), "memory_dtype must be one of float32, float16, bfloat16, got 'int8'"),
+        (lambda: memory(sampling="all"), "sampling must be one of 'own', 'original', got 'all'"),
+        (
+            lambda: memory(memory_dtype="int8"),
+            "memory_dtype must be one of 'float32', 'float16', 'bfloat16', got 'int8'",
+        ),
         (lambda: CIRKDv2Loss(SETUP, channel_samples=0), "channel_samples must be positive, got 0"),
     ],
 )

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hf_segkd.values import check_choice
+
 # exp(60)·8192 and its inverse are ordinary float32 numbers: below it sums of exponentials need no running maximum.
 LARGEST_PLAIN_EXPONENT = 60.0
 FORMS = ("auto", "torch", "bf16")
@@ -95,8 +97,7 @@ def chosen_form() -> str:
         ValueError: If it is none of `FORMS`.
     """
     form = os.environ.get("HF_SEGKD_SIMILARITY", "auto")
-    if form not in FORMS:
-        raise ValueError(f"HF_SEGKD_SIMILARITY must be one of {', '.join(FORMS)}, got {form!r}.")
+    check_choice("HF_SEGKD_SIMILARITY", form, FORMS)
     return form
 
 
