@@ -88,9 +88,14 @@ def get_layer(output: SegmentationOutput, layer: str) -> Tensor:
     return value[int(index)] if index else value
 
 
-def channel_projector(student_channels: int, teacher_channels: int, bias: bool = False) -> nn.Module:
-    """1×1 convolution from the student's channels to the teacher's; the identity where they are equal."""
-    if student_channels == teacher_channels:
+def channel_projector(
+    student_channels: int, teacher_channels: int, bias: bool = False, always: bool = False
+) -> nn.Module:
+    """1×1 convolution from the student's channels to the teacher's; the identity where they are equal.
+
+    With `always` equal channels have a convolution too, for the methods that learn a projection in any case.
+    """
+    if student_channels == teacher_channels and not always:
         return nn.Identity()
     return nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=bias)
 

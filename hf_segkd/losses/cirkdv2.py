@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.distributed import gather, gather_with_gradient
-from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, map_shape, resize_like
+from hf_segkd.losses.base import DistillationLoss, LossSetup, channel_projector, get_layer, map_shape, resize_like
 from hf_segkd.losses.cirkd import (
     CIRKDMemoryLoss,
     CIRKDMiniBatchLoss,
@@ -90,7 +90,7 @@ class CIRKDv2Loss(DistillationLoss):
     ):
         super().__init__(setup, layer=layer)
         self.context = ContextBlock(self.student_channels) if context else nn.Identity()
-        self.projector = nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1, bias=False)
+        self.projector = channel_projector(self.student_channels, self.teacher_channels, always=True)
         self.minibatch = CIRKDMiniBatchLoss(setup, temperature, pooling, gather, layer)
         sizes = (pixel_memory, region_memory, pixel_samples, region_samples)
         self.memory = CIRKDMemoryLoss(

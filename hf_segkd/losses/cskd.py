@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_segkd.distributed import gather_with_gradient, world_size
-from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
+from hf_segkd.losses.base import DistillationLoss, LossSetup, channel_projector, get_layer, resize_like
 from hf_segkd.losses.functional.attention import attend
 from hf_segkd.losses.functional.gram import gram
 from hf_segkd.models.outputs import SegmentationOutput
@@ -87,7 +87,7 @@ class CSKDLoss(DistillationLoss):
         self.gammas = nn.ParameterDict({term: nn.Parameter(torch.zeros(1)) for term in self.terms})
         self.projector, student_channels = nn.Identity(), self.student_channels
         if comparison == "mse":
-            self.projector = nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1, bias=False)
+            self.projector = channel_projector(self.student_channels, self.teacher_channels, always=True)
             student_channels = self.teacher_channels
         if "pam" in self.terms and pam_projection != "resample":
             generator = torch.Generator().manual_seed(0)

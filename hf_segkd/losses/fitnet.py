@@ -1,9 +1,9 @@
 """FitNet hints."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
+from hf_segkd.losses.base import DistillationLoss, LossSetup, channel_projector, get_layer, resize_like
 from hf_segkd.models.outputs import SegmentationOutput
 
 
@@ -40,7 +40,7 @@ class FitNetLoss(DistillationLoss):
 
     def __init__(self, setup: LossSetup, layer: str = "features"):
         super().__init__(setup, layer=layer)
-        self.projector = nn.Conv2d(self.student_channels, self.teacher_channels, kernel_size=1, bias=False)
+        self.projector = channel_projector(self.student_channels, self.teacher_channels, always=True)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
         student_map = self.projector(get_layer(student, self.layer))

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
+from hf_segkd.losses.base import DistillationLoss, LossSetup, channel_projector, get_layer, resize_like
 from hf_segkd.losses.draws import SeededDraws
 from hf_segkd.models.outputs import SegmentationOutput
 
@@ -71,9 +71,7 @@ class MaskedGeneration(nn.Module):
     def __init__(self, student_channels: int, teacher_channels: int, mask_ratio: float, seed: int):
         super().__init__()
         self.mask_ratio, self.draws = mask_ratio, SeededDraws(seed)
-        self.projector = nn.Identity()
-        if student_channels != teacher_channels:
-            self.projector = nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+        self.projector = channel_projector(student_channels, teacher_channels, bias=True)
         self.generator = nn.Sequential(
             nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1),
             nn.ReLU(inplace=True),
