@@ -1,6 +1,8 @@
 """All losses by name. A new method is its file and one line here."""
 
 import inspect
+import zlib
+from dataclasses import replace
 from importlib import import_module
 from typing import get_type_hints
 
@@ -99,7 +101,8 @@ def build_losses(specs: dict[str, dict], setup: LossSetup) -> tuple[nn.ModuleDic
     Args:
         specs (`dict[str, dict]`): As [`check_losses`] describes; every option except `type`, `weight` and
             `schedule` goes to the loss's constructor.
-        setup (`LossSetup`): Shapes of both models' outputs, classes, ignore index.
+        setup (`LossSetup`): Shapes of both models' outputs, classes, ignore index, seed of the run. Each loss has a
+            seed of its own that follows from the run's and its name, so that two of one method do not draw alike.
 
     Returns:
         `tuple[nn.ModuleDict, dict[str, float | dict[str, float]]]`: Modules by name, and their weights (default 1).
@@ -111,7 +114,8 @@ def build_losses(specs: dict[str, dict], setup: LossSetup) -> tuple[nn.ModuleDic
     modules, weights = nn.ModuleDict(), {}
     for name, options in specs.items():
         arguments = {key: value for key, value in options.items() if key not in COMMON_OPTIONS}
-        modules[name] = LOSSES[options.get("type", name)](setup, **arguments)
+        seed = zlib.crc32(f"{setup.seed}/{name}".encode())
+        modules[name] = LOSSES[options.get("type", name)](replace(setup, seed=seed), **arguments)
         weights[name] = options.get("weight", 1.0)
     return modules, weights
 

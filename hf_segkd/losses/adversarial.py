@@ -41,7 +41,6 @@ class AdversarialLoss(DistillationLoss):
         learning_rate (`float`, *optional*, defaults to `4e-4`): D's, > 0; the run's schedule scales it, too, unless
             `constant_learning_rate`.
         weight_decay (`float`, *optional*, defaults to `0.0`): D's, ≥ 0; the recipe's own does not reach D.
-        seed (`int`, *optional*, defaults to `0`): Seed of α, which differs between processes.
         layer (`str`, *optional*, defaults to `"logits"`): Field to compare: `"logits"` or `"aux_logits"`.
         constant_learning_rate (`bool`, *optional*, defaults to `False`): Whether D's learning rate stays what it is
             (CIRKD) instead of following the run's schedule (SKD).
@@ -83,7 +82,6 @@ class AdversarialLoss(DistillationLoss):
         optimizer: Optimizer = "adam",
         learning_rate: float = 4e-4,
         weight_decay: float = 0.0,
-        seed: int = 0,
         layer: str = "logits",
         constant_learning_rate: bool = False,
         condition_on_image: bool = False,
@@ -101,7 +99,7 @@ class AdversarialLoss(DistillationLoss):
         self.condition_on_image = condition_on_image
         channels = self.student_channels + IMAGE_CHANNELS * condition_on_image
         self.discriminator = Discriminator(channels, preprocessing)
-        self.draws = SeededDraws(seed)
+        self.draws = SeededDraws(setup.seed)
 
     def forward(
         self,

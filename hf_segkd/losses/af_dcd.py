@@ -30,7 +30,6 @@ class AfDCDLoss(DistillationLoss):
         patch (`int`, *optional*, defaults to `4`): Side of a patch in positions; a smaller map is one patch. Rows and
             columns that fill no patch are left out of `contrast`.
         pooling (`int`, *optional*, defaults to `4`): Side in positions of the max pooling; 1 for none, as on CamVid.
-        seed (`int`, *optional*, defaults to `0`): Seed of the masks.
         layer (`str`, *optional*, defaults to `"features"`): Field to compare. The authors take the last stage of the
             backbone, `"hidden_states.-1"`.
         max_grad_norm (`float`, *optional*): Largest norm of the gradients of the loss's own parameters, > 0; clipped
@@ -72,7 +71,6 @@ class AfDCDLoss(DistillationLoss):
         groups: int = 16,
         patch: int = 4,
         pooling: int = 4,
-        seed: int = 0,
         layer: str = "features",
         max_grad_norm: float | None = None,
     ):
@@ -92,7 +90,7 @@ class AfDCDLoss(DistillationLoss):
         if max_grad_norm is not None:
             check_positive("af_dcd: max_grad_norm", max_grad_norm)
         self.max_grad_norm = max_grad_norm
-        self.generation = MaskedGeneration(self.student_channels, self.teacher_channels, mask_ratio, seed)
+        self.generation = MaskedGeneration(self.student_channels, self.teacher_channels, mask_ratio, setup.seed)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
         generated = self.generation(get_layer(student, self.layer))

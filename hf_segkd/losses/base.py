@@ -24,6 +24,7 @@ class LossSetup:
         ignore_index (`int`, *optional*, defaults to `255`): Label value of pixels without a class.
         align_corners (`bool`, *optional*, defaults to `True`): How the student's logits are upsampled to the image,
             in training as in evaluation.
+        seed (`int`, *optional*, defaults to `0`): Seed of everything that a loss draws for itself.
     """
 
     student: dict[str, torch.Size]
@@ -31,6 +32,7 @@ class LossSetup:
     teacher: dict[str, torch.Size] = field(default_factory=dict)
     ignore_index: int = 255
     align_corners: bool = True
+    seed: int = 0
 
 
 class DistillationLoss(nn.Module):

@@ -123,7 +123,6 @@ class CIRKDMemoryLoss(DistillationLoss):
             `"original"` as many from the first rows of the image, whatever their class, as CIRKD's code does.
         memory_dtype (`str`, *optional*, defaults to `"float32"`): Or `"float16"`, `"bfloat16"`. The pixel queue takes
             K·pixel_memory·C numbers: 0.8 GB for Cityscapes, 6.1 GB for ADE20K in float32.
-        seed (`int`, *optional*, defaults to `0`): Seed of the queues' initial content and of all draws.
         layer (`str`, *optional*, defaults to `"features"`): Field to compare.
 
     Returns:
@@ -158,7 +157,6 @@ class CIRKDMemoryLoss(DistillationLoss):
         kd_temperature: float = 1.0,
         sampling: Sampling = "own",
         memory_dtype: MemoryDtype = "float32",
-        seed: int = 0,
         layer: str = "features",
     ):
         super().__init__(setup, layer=layer)
@@ -172,7 +170,7 @@ class CIRKDMemoryLoss(DistillationLoss):
         self.temperature, self.kd_temperature, self.sampling = temperature, kd_temperature, sampling
         self.limit = min(PIXELS_PER_CLASS, pixel_memory)
         self.head = projection_head(self.student_channels, self.teacher_channels)
-        self.draws = SeededDraws(seed)
+        self.draws = SeededDraws(setup.seed)
         for name, size in (("pixel", pixel_memory), ("region", region_memory)):
             shape = (classes, size, self.teacher_channels)
             self.register_buffer(f"{name}_queue", self.draws.unit_rows(shape, memory_dtype))

@@ -43,7 +43,6 @@ class CIRKDv2Loss(DistillationLoss):
         pooling (`int` or `str`, *optional*, defaults to `"auto"`): As for [`~hf_segkd.losses.CIRKDMiniBatchLoss`].
         gather (`bool`, *optional*, defaults to `False`): Whether both mini-batch terms pair the images of all
             processes, as for [`~hf_segkd.losses.CIRKDMiniBatchLoss`].
-        seed (`int`, *optional*, defaults to `0`): Seed of queues and draws.
         layer (`str`, *optional*, defaults to `"features"`): Field to compare.
 
     Returns:
@@ -85,7 +84,6 @@ class CIRKDv2Loss(DistillationLoss):
         memory_dtype: MemoryDtype = "float32",
         pooling: Pooling = "auto",
         gather: bool = False,
-        seed: int = 0,
         layer: str = "features",
     ):
         super().__init__(setup, layer=layer)
@@ -93,11 +91,9 @@ class CIRKDv2Loss(DistillationLoss):
         self.projector = channel_projector(self.student_channels, self.teacher_channels, always=True)
         self.minibatch = CIRKDMiniBatchLoss(setup, temperature, pooling, gather, layer)
         sizes = (pixel_memory, region_memory, pixel_samples, region_samples)
-        self.memory = CIRKDMemoryLoss(
-            setup, *sizes, temperature, kd_temperature, sampling, memory_dtype, seed=seed, layer=layer
-        )
+        self.memory = CIRKDMemoryLoss(setup, *sizes, temperature, kd_temperature, sampling, memory_dtype, layer=layer)
         self.channel = ChannelRelations(
-            setup, channel_memory, channel_samples, temperature, kd_temperature, memory_dtype, gather, seed + 1, layer
+            setup, channel_memory, channel_samples, temperature, kd_temperature, memory_dtype, gather, layer
         )
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
@@ -148,7 +144,7 @@ class ChannelRelations(nn.Module):
         memory (`int`, *optional*, defaults to `10000`): Channels in the queue.
         samples (`int`, *optional*, defaults to `2048`): Keys per step.
         temperature, kd_temperature (`float`): τ of the similarities and T of the memory term.
-        memory_dtype (`str`), gather (`bool`), seed (`int`), layer (`str`): As for [`~hf_segkd.losses.CIRKDv2Loss`].
+        memory_dtype (`str`), gather (`bool`), layer (`str`): As for [`~hf_segkd.losses.CIRKDv2Loss`].
 
     Returns:
         `dict[str, torch.Tensor]`: Scalars `"minibatch_channel"`, `"memory_channel"` and `"channel_kd"`.
@@ -166,7 +162,6 @@ class ChannelRelations(nn.Module):
         kd_temperature: float = 1.0,
         memory_dtype: MemoryDtype = "float32",
         gather: bool = False,
-        seed: int = 0,
         layer: str = "features",
     ):
         super().__init__()
@@ -178,7 +173,7 @@ class ChannelRelations(nn.Module):
         self.samples, self.temperature, self.kd_temperature = samples, temperature, kd_temperature
         self.gather = gather
         self.head = projection_head(student_channels, teacher_channels)
-        self.draws = SeededDraws(seed)
+        self.draws = SeededDraws(setup.seed + 1)  # others than those of the pixels
         height, width = (-(-side // CHANNEL_POOLING) for side in self.size)
         self.register_buffer("queue", self.draws.unit_rows((1, memory, height * width), memory_dtype)[0])
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))

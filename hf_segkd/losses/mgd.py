@@ -19,7 +19,6 @@ class MGDLoss(DistillationLoss):
         setup (`LossSetup`): Shapes of both models' outputs; channel counts may differ.
         mask_ratio (`float`, *optional*, defaults to `0.75`): Probability that a position is masked, in [0, 1). The
             authors use 0.75 for segmentation, 0.65 and 0.45 for detectors.
-        seed (`int`, *optional*, defaults to `0`): Seed of the masks.
         layer (`str`, *optional*, defaults to `"features"`): Field to compare. The authors take the last stage of the
             backbone, e.g. `"hidden_states.3"`.
 
@@ -47,10 +46,10 @@ class MGDLoss(DistillationLoss):
     time_growth = "BNC²"
     memory_growth = "one map"
 
-    def __init__(self, setup: LossSetup, mask_ratio: float = 0.75, seed: int = 0, layer: str = "features"):
+    def __init__(self, setup: LossSetup, mask_ratio: float = 0.75, layer: str = "features"):
         super().__init__(setup, layer=layer)
         check_mask_ratio("mgd", mask_ratio)
-        self.generation = MaskedGeneration(self.student_channels, self.teacher_channels, mask_ratio, seed)
+        self.generation = MaskedGeneration(self.student_channels, self.teacher_channels, mask_ratio, setup.seed)
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
         generated = self.generation(get_layer(student, self.layer))

@@ -119,7 +119,11 @@ class Distiller(nn.Module):
 
 
 def loss_setup(
-    student: PreTrainedModel, teacher: PreTrainedModel | None, size: tuple[int, int], ignore_index: int = 255
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    size: tuple[int, int],
+    ignore_index: int = 255,
+    seed: int = 0,
 ) -> LossSetup:
     """Measure what the losses need to know from one forward of each model on a blank crop of `size` (h, w) pixels."""
     return LossSetup(
@@ -128,6 +132,7 @@ def loss_setup(
         num_labels=student.config.num_labels,
         ignore_index=ignore_index,
         align_corners=upsamples_with_align_corners(student.config),
+        seed=seed,
     )
 
 
@@ -146,5 +151,5 @@ def build_distiller(
     """
     # Projectors are drawn from the run's seed too, whatever was built before.
     torch.manual_seed(args.seed)
-    losses, weights = build_losses(args.losses, loss_setup(student, teacher, size, ignore_index))
+    losses, weights = build_losses(args.losses, loss_setup(student, teacher, size, ignore_index, args.seed))
     return Distiller(student, losses, weights, normalization, build_schedules(args.losses))

@@ -20,14 +20,14 @@ K = 3
 RECIPE = {"task": {}, "kd": {}, "adversarial": {"weight": {"student": 0.001, "discriminator": 0.1}}}
 
 
-def setup(height=64, width=64, classes=K):
+def setup(height=64, width=64, classes=K, seed=0):
     shape = {"logits": (1, K, height, width)}
-    return LossSetup(shape, num_labels=K, teacher={"logits": (1, classes, height, width)})
+    return LossSetup(shape, num_labels=K, teacher={"logits": (1, classes, height, width)}, seed=seed)
 
 
-def build(**options):
+def build(seed=0, **options):
     torch.manual_seed(0)
-    return AdversarialLoss(setup(), **options)
+    return AdversarialLoss(setup(seed=seed), **options)
 
 
 def maps(batch=2, seed=0):

@@ -1,5 +1,7 @@
 """CIRKD and CIRKDv2: golden values, gradients and queues over several steps, and the rules of the queues."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,10 +24,10 @@ def maps(batch=2, seed=0, dtype=torch.float32):
     return student.requires_grad_(), teacher, torch.randint(0, K, (batch, 32, 32), generator=generator)
 
 
-def memory(**options):
+def memory(seed=0, **options):
     torch.manual_seed(0)
     sizes = {"pixel_memory": 40, "region_memory": 6, "pixel_samples": 5, "region_samples": 3}
-    return CIRKDMemoryLoss(SETUP, **(sizes | options))
+    return CIRKDMemoryLoss(replace(SETUP, seed=seed), **(sizes | options))
 
 
 def call(loss, student, teacher, labels):

@@ -15,9 +15,10 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def build(student, teacher, **options):
+def build(student, teacher, seed=0, **options):
     torch.manual_seed(0)
-    setup = LossSetup({"features": student.shape}, num_labels=2, teacher={"features": teacher.shape})
+    shapes = {"features": student.shape}, {"features": teacher.shape}
+    setup = LossSetup(shapes[0], num_labels=2, teacher=shapes[1], seed=seed)
     return LOSSES["mgd"](setup, **options).double()
 
 
