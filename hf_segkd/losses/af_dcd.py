@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
+from hf_segkd.losses.functional.tiling import blocks, recomputed
 from hf_segkd.losses.mgd import MaskedGeneration, check_mask_ratio
 from hf_segkd.models.outputs import SegmentationOutput
 from hf_segkd.values import check_positive
@@ -102,12 +102,9 @@ class AfDCDLoss(DistillationLoss):
         """The contrastive term of two maps (B, C, h, w) of one size."""
         student, teacher = self.patches(student_map), self.patches(teacher_map)
         count, pieces, _ = student.shape
-        step, total = max(1, BLOCK // pieces**2), student.new_zeros(())
-        for start in range(0, count, step):
-            block = student[start : start + step], teacher[start : start + step]
-            # Recomputed in backward: what it would keep of all blocks is hundreds of MB without pooling.
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            total = total + checkpoint(patch_contrast, *block, self.groups, self.temperature, **options)
+        total = student.new_zeros(())
+        for block in blocks(count, max(1, BLOCK // pieces**2)):
+            total = total + recomputed(patch_contrast, student[block], teacher[block], self.groups, self.temperature)
         return total / (count * pieces / self.groups)
 
     def patches(self, x: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
 from hf_segkd.losses.functional.gram import gram
+from hf_segkd.losses.functional.tiling import blocks, recomputed
 from hf_segkd.models.outputs import SegmentationOutput
 from hf_segkd.values import check_value
 
@@ -104,13 +104,11 @@ def mean_squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _direct(student: Tensor, teacher: Tensor) -> Tensor:
     total = student.new_zeros(())
-    for start in range(0, student.shape[2], TILE):
-        # Recomputed in backward: otherwise the tiles kept for it add up to N × N.
-        total = total + checkpoint(_tile, student, teacher, start, use_reentrant=False, preserve_rng_state=False)
+    for rows in blocks(student.shape[2], TILE):
+        total = total + recomputed(_tile, student, teacher, rows)
     return total
 
 
-def _tile(student: Tensor, teacher: Tensor, start: int) -> Tensor:
-    rows = slice(start, start + TILE)
+def _tile(student: Tensor, teacher: Tensor, rows: slice) -> Tensor:
     similarity = student[..., rows].transpose(1, 2) @ student
     return (similarity - teacher[..., rows].transpose(1, 2) @ teacher).square().sum()

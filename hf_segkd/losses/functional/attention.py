@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from hf_segkd.losses.functional.tiling import recomputed
 
 CPU_QUERIES, GPU_QUERIES = 256, 1024  # at once: their weights are what is held for a moment
-RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Tensor:
@@ -26,7 +26,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float = 1.0) -> Ten
     if key.shape[2] <= value.shape[1]:  # The weights take no more memory than the values.
         return _attend(query * scale, key, value)
     parts = (query * scale).split(GPU_QUERIES if query.is_cuda else CPU_QUERIES, dim=2)
-    return torch.cat([checkpoint(_attend, part, key, value, **RECOMPUTED) for part in parts], dim=2)
+    return torch.cat([recomputed(_attend, part, key, value) for part in parts], dim=2)
 
 
 def attend_by_sum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def attend_by_sum(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     value = value / key.shape[1]
     parts = query.split(GPU_QUERIES if query.is_cuda else CPU_QUERIES, dim=1)
-    return torch.cat([checkpoint(_attend_by_sum, part, key, value, **RECOMPUTED) for part in parts], dim=2)
+    return torch.cat([recomputed(_attend_by_sum, part, key, value) for part in parts], dim=2)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

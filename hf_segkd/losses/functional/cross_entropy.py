@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hf_segkd.losses.functional.tiling import blocks
+
 CPU_BAND, GPU_BAND = 2**20, 2**25  # numbers per band: 4 MiB stay in a CPU's cache, 128 MiB fill a GPU
 # The rows of logits that two bands share are upsampled twice: with fewer label rows per band that would dominate.
 FEWEST_ROWS = 16
@@ -153,5 +155,5 @@ def _bands(logits: Tensor, size: torch.Size) -> Iterator[tuple[int, slice]]:
     height, width = size
     step = max(FEWEST_ROWS, (GPU_BAND if logits.is_cuda else CPU_BAND) // (classes * width))
     for image in range(batch):
-        for start in range(0, height, step):
-            yield image, slice(start, min(start + step, height))
+        for rows in blocks(height, step):
+            yield image, rows

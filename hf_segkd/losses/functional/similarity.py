@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hf_segkd.losses.functional.tiling import blocks
 from hf_segkd.values import check_choice
 
 # exp(60)·8192 and its inverse are ordinary float32 numbers: below it sums of exponentials need no running maximum.
@@ -213,9 +214,7 @@ class _BankKL(torch.autograd.Function):
     def forward(ctx, student: Tensor, teacher: Tensor, keys: Tensor, weights: Tensor, temperature: float) -> Tensor:
         total = student.new_zeros(())
         gradient = torch.zeros_like(student) if ctx.needs_input_grad[0] else None
-        step = rows_per_block(keys, len(keys))
-        for start in range(0, len(student), step):
-            rows = slice(start, start + step)
+        for rows in blocks(len(student), rows_per_block(keys, len(keys))):
             # The temperature divides the anchors, which are fewer than their similarities.
             log_p_s = (student[rows] / temperature @ keys.T).log_softmax(dim=1)
             log_p_t = (teacher[rows] / temperature @ keys.T).log_softmax(dim=1)
@@ -237,13 +236,13 @@ def tiles(x: Tensor) -> Iterator[tuple[tuple[int, slice], tuple[int, slice]]]:
     """Pairs (image, rows) on and above the diagonal of the (B·N)×(B·N) map; no tile crosses from image to image."""
     images, positions, _ = x.shape
     size = tile_size(x)
-    blocks = [
-        (i, slice(i * positions + start, i * positions + min(start + size, positions)))
+    parts = [
+        (i, slice(i * positions + rows.start, i * positions + rows.stop))
         for i in range(images)
-        for start in range(0, positions, size)
+        for rows in blocks(positions, size)
     ]
-    for index, block in enumerate(blocks):
-        for other in blocks[index:]:
+    for index, block in enumerate(parts):
+        for other in parts[index:]:
             yield block, other
 
 
@@ -257,8 +256,8 @@ def _row_blocks(x: Tensor) -> Iterator[tuple[int, int, slice]]:
     step = rows_per_block(x, positions)
     for i in range(images):
         for j in range(images):
-            for start in range(0, positions, step):
-                yield i, j, slice(start, start + step)
+            for rows in blocks(positions, step):
+                yield i, j, rows
 
 
 def rows_per_block(x: Tensor, columns: int) -> int:
