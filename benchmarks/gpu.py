@@ -13,7 +13,6 @@ weights, channels last, batch norms folded. The tests that need a GPU are run by
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.benchmark import timer
 from transformers import PreTrainedModel
 
 from benchmarks.cases import CASES, forward_backward
@@ -46,19 +46,12 @@ class Meter:
         """Median time after the warm-up; the peak is what lies above the state before."""
         for _ in range(WARMUP if self.device == "cuda" else 1):
             function()
-        times = [self._milliseconds(function) for _ in range(self.passes)]
+        times = []
+        for _ in range(self.passes):
+            start = timer()  # waits for the GPU
+            function()
+            times.append(1000 * (timer() - start))
         return {"ms": statistics.median(times), "mib": self._peak(function) / 2**20}
-
-    def _milliseconds(self, function: Callable[[], object]) -> float:
-        self._wait()
-        start = time.perf_counter()
-        function()
-        self._wait()
-        return 1000 * (time.perf_counter() - start)
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
 
     def _peak(self, function: Callable[[], object]) -> int:
         if self.device == "cpu":

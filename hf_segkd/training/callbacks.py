@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 from hf_segkd.distributed import world_size
@@ -102,7 +103,8 @@ class ModelEMA(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.model, self.decay = model, decay
+        self.model = model
+        self.update = get_ema_multi_avg_fn(decay)
         self.restart()
 
     def restart(self) -> None:
@@ -112,8 +114,9 @@ class ModelEMA(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         weights = self.model.state_dict()
         floats = [key for key, value in weights.items() if value.is_floating_point()]
-        # One launch for all: a lerp for each tensor would cost a small student more than its optimizer.
-        torch._foreach_lerp_([self.values[key] for key in floats], [weights[key] for key in floats], 1 - self.decay)
+        # All in one call: one for each tensor would cost a small student more than its optimizer. The number of
+        # averaged models, the last argument, is not used by an exponential average.
+        self.update([self.values[key] for key in floats], [weights[key] for key in floats], None)
         for key in weights.keys() - set(floats):
             self.values[key].copy_(weights[key])
 

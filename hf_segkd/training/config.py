@@ -40,7 +40,7 @@ class DistillationConfig(DistillationArguments, TrainingArguments):
         keep_checkpoints (`bool`, *optional*, defaults to `False`): Keep `checkpoint-*` after a finished run. By
             default they go: the final folder holds the best student and no training state.
         ema_decay (`float`, *optional*): Between 0 and 1, both excluded: evaluate and save a moving average of the
-            student's weights, see [`~hf_segkd.training.ema.ModelEMA`]. `None` does without.
+            student's weights, see [`~hf_segkd.training.callbacks.ModelEMA`]. `None` does without.
         teacher_dtype (`str`, *optional*, defaults to `"float32"`): Or `"bfloat16"`, `"float16"`: of the teacher's
             weights, which halves them. With `bf16` its convolutions compute in bfloat16 anyway.
         total_batch_size (`int`, *optional*): Images in one optimizer step, of all processes and accumulated steps
