@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import importlib.metadata
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -110,40 +110,33 @@ class DemoPage:
         return Segmented(image, labels, milliseconds)
 
     def overlays(self, result: Segmented, opacity: float) -> list[Image.Image]:
-        """The image under each model's colours; `opacity` from 0, the image alone, to 1, the colours alone."""
+        """The image under each model's colors; `opacity` from 0, the image alone, to 1, the colors alone."""
         return [overlay(result.image, labels, self.palette, opacity) for labels in result.labels.values()]
 
     def captions(self, result: Segmented) -> list[str]:
         """Title and time of each model, Markdown."""
         return [f"**{title}** · {time:.0f} ms" for title, time in result.milliseconds.items()]
 
-    def facts(self, result: Segmented) -> str:
-        """Legend and area of every class that a model found, largest first, HTML."""
-        areas = {
-            title: np.bincount(labels.ravel(), minlength=len(self.palette)) / labels.size
-            for title, labels in result.labels.items()
-        }
-        found = [index for index in np.argsort(-sum(areas.values())) if any(area[index] for area in areas.values())]
-        titles = "".join(f"<th>{html.escape(title)}</th>" for title in areas)
-        rows = [self._row(index, [area[index] for area in areas.values()]) for index in found]
-        table = f"<table><tr><th>class</th>{titles}</tr>{''.join(rows)}</table>"
+    def summary(self, result: Segmented) -> str:
+        """Size of the image and, of two models, on how much of it they agree."""
         width, height = result.image.size
-        lines = [f"{width} × {height} pixels"]
-        if len(areas) == 2:
-            first, second = result.labels.values()
-            lines.append(f"the same class on {100 * (first == second).mean():.1f} % of them")
-        return f"<p>{', '.join(lines)}</p>{table}"
+        size = f"{width} × {height} pixels"
+        if len(result.labels) != 2:
+            return size
+        first, second = result.labels.values()
+        return f"{size}, the same class on {100 * (first == second).mean():.1f} % of them"
 
-    def _row(self, index: int, areas: list[float]) -> str:
-        colour = "rgb({}, {}, {})".format(*self.palette[index])
-        cells = [
-            f'<td><div style="width: {140 * area:.0f}px; height: 0.7em; background: {colour}; display: inline-block">'
-            f"</div> {100 * area:.1f} %</td>"
-            for area in areas
-        ]
-        style = f"background: {colour}; border: 1px solid; padding: 0 0.6em; margin-right: 0.5em"
-        swatch = f'<span style="{style}"></span>'
-        return f"<tr><td>{swatch}{html.escape(self.id2label[index])}</td>{''.join(cells)}</tr>"
+    def table(self, result: Segmented) -> dict[str, Any]:
+        """Legend and area of every class that a model found, largest first, as `gradio.Dataframe` takes it."""
+        areas = [np.bincount(x.ravel(), minlength=len(self.palette)) / x.size for x in result.labels.values()]
+        total = sum(areas)
+        found = [index for index in np.argsort(-total) if total[index]]
+        plain = [""] * len(areas)
+        return {
+            "headers": ["class", *(f"{title}, % of pixels" for title in result.labels)],
+            "data": [[self.id2label[index], *(round(100 * x[index], 1) for x in areas)] for index in found],
+            "metadata": {"styling": [[_swatch(self.palette[index]), *plain] for index in found]},
+        }
 
     def build(self, examples: Sequence[Image.Image] = ()):
         """The Gradio page (`gradio.Blocks`); `launch()` starts it.
@@ -159,9 +152,15 @@ class DemoPage:
 
         def show(picture: Image.Image | None, opacity: float) -> list:
             if picture is None:
-                return [None, "", *[None] * len(titles), *titles]
+                return [None, "", None, *[None] * len(titles), *titles]
             result = self.segment(picture)
-            return [result, self.facts(result), *self.overlays(result, opacity), *self.captions(result)]
+            return [
+                result,
+                self.summary(result),
+                self.table(result),
+                *self.overlays(result, opacity),
+                *self.captions(result),
+            ]
 
         def blend(result: Segmented | None, opacity: float) -> list:
             return [None] * len(titles) if result is None else self.overlays(result, opacity)
@@ -182,8 +181,11 @@ class DemoPage:
                             with gradio.Column(min_width=200):
                                 captions.append(gradio.Markdown(title))
                                 pictures.append(gradio.Image(elem_classes=f"result-{title.lower()}", **_RESULT))
-                    facts = gradio.HTML()
-            picture.change(show, [picture, opacity], [result, facts, *pictures, *captions])
+                    summary = gradio.Markdown()
+                    # Plain text, not HTML: class names come from a repository that anybody may have written.
+                    kinds = ["str", *["number"] * len(titles)]
+                    table = gradio.Dataframe(datatype=kinds, interactive=False, show_label=False)
+            picture.change(show, [picture, opacity], [result, summary, table, *pictures, *captions])
             opacity.change(blend, [result, opacity], pictures, show_progress="hidden")
         return page
 
@@ -231,6 +233,11 @@ def write_space(
     )
     (folder / "README.md").write_text(readme, encoding="utf-8")
     return folder
+
+
+def _swatch(color: Sequence[int]) -> str:
+    """CSS of a cell that shows the color of its class."""
+    return "border-left: 1.2em solid rgb({}, {}, {})".format(*color)
 
 
 def _installed_versions() -> dict[str, str]:

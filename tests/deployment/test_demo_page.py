@@ -65,12 +65,12 @@ def test_a_single_model_is_enough(tiny_student):
     """A student without its teacher at hand still has a page."""
     page = DemoPage(pairs(Student=tiny_student))
     shown = page.segment(PHOTO)
-    assert len(page.overlays(shown, 0.5)) == 1 and "same class" not in page.facts(shown)
+    assert len(page.overlays(shown, 0.5)) == 1 and page.summary(shown) == "80 × 60 pixels"
 
 
 @pytest.mark.parametrize("mode, size", [("RGBA", (70, 50)), ("L", (33, 41)), ("P", (64, 64))])
 def test_pictures_of_any_mode_and_size_are_taken(page, mode, size):
-    """Screenshots have alpha, scans are grey, and nobody crops to multiples of 8."""
+    """Screenshots have alpha, scans are gray, and nobody crops to multiples of 8."""
     assert page.segment(Image.new(mode, size)).labels["Student"].shape == size[::-1]
 
 
@@ -79,7 +79,7 @@ def test_large_photos_are_shrunk(page):
     assert page.segment(Image.new("RGB", (2 * LONGEST_SIDE, 300))).image.size == (LONGEST_SIDE, 150)
 
 
-def test_opacity_goes_from_the_image_to_the_colours(page):
+def test_opacity_goes_from_the_image_to_the_colors(page):
     """The slider's ends are how one sees where a class border lies in the image."""
     shown = result([[0, 1], [2, 0]])
     assert (np.array(page.overlays(shown, 0)[0]) == 100).all()
@@ -87,12 +87,27 @@ def test_opacity_goes_from_the_image_to_the_colours(page):
     assert (np.array(page.overlays(shown, 1)[0]) == expected).all()
 
 
-def test_facts_hold_the_areas_of_the_classes_found(page):
+def test_table_holds_the_areas_and_colors_of_the_classes_found(page):
     """By hand: three of four pixels and one of four; what nobody predicted has no row."""
-    facts = page.facts(result([[0, 0], [0, 1]], [[0, 0], [1, 1]]))
-    assert facts.index(LABELS[0]) < facts.index(LABELS[1]) and LABELS[2] not in facts
-    assert "75.0 %" in facts and "25.0 %" in facts and facts.count("50.0 %") == 2
-    assert "2 × 2 pixels, the same class on 75.0 % of them" in facts
+    table = page.table(result([[0, 0], [0, 1]], [[0, 0], [1, 1]]))
+    assert table["headers"] == ["class", "Teacher, % of pixels", "Student, % of pixels"]
+    assert table["data"] == [[LABELS[0], 75.0, 50.0], [LABELS[1], 25.0, 50.0]]
+    for index, row in enumerate(table["metadata"]["styling"]):
+        assert "rgb({}, {}, {})".format(*page.palette[index]) in row[0] and row[1:] == ["", ""]
+
+
+def test_summary_says_where_the_models_agree(page):
+    """Three of four pixels; areas alone may be equal where the maps have nothing in common."""
+    shown = result([[0, 0], [0, 1]], [[0, 0], [1, 1]])
+    assert page.summary(shown) == "2 × 2 pixels, the same class on 75.0 % of them"
+
+
+def test_gradio_takes_the_table_as_it_is(page):
+    """A key that it does not know would leave the table empty, without an error."""
+    gradio = pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    table = page.table(result([[0, 0], [0, 1]], [[0, 0], [1, 1]]))
+    taken = gradio.Dataframe(interactive=False).postprocess(table)
+    assert (taken.headers, taken.data, taken.metadata) == (table["headers"], table["data"], table["metadata"])
 
 
 def test_captions_hold_the_time_of_each_model(page):
@@ -100,16 +115,16 @@ def test_captions_hold_the_time_of_each_model(page):
     assert page.captions(result([[0]], [[0]])) == ["**Teacher** · 10 ms", "**Student** · 20 ms"]
 
 
-def test_class_names_cannot_inject_markup(tiny_student):
-    """The names come from a Hub repository that anybody may have written."""
-    tiny_student.config.id2label = {index: f"<script>{index}" for index in LABELS}
-    page = DemoPage({"<b>": Segmenter(tiny_student, default_processor(tiny_student.config))})
-    facts = page.facts(page.segment(PHOTO))
-    assert "<script>" not in facts and "<b>" not in facts and "&lt;script&gt;" in facts
+def test_class_names_are_shown_as_plain_text(page):
+    """They come from a Hub repository that anybody may have written: as HTML or Markdown they could run a script."""
+    pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    blocks = page.build().get_config_file()["components"]
+    (table,) = [block for block in blocks if block["type"] == "dataframe"]
+    assert table["props"]["datatype"] == ["str", "number", "number"]
 
 
 def test_models_of_different_classes_are_refused(tiny_student):
-    """Side by side they would share colours that mean different things."""
+    """Side by side they would share colors that mean different things."""
     other = load_model(TINY, id2label={0: "sky", 1: "road"})[0]
     with pytest.raises(ValueError, match=r"must share their classes: Student has 10 .*Teacher has 2 \(sky, road\)"):
         DemoPage(pairs(Teacher=other, Student=tiny_student))
