@@ -48,7 +48,7 @@ before it in SegFormer; the encoder's last map in ESPNet and ESPNetv2.
 
 ## Original checkpoints
 
-`python scripts/convert.py FILE.pth FOLDER --dataset NAME` recognizes these families by their keys:
+`hf-segkd convert FILE.pth FOLDER --dataset NAME` recognizes these families by their keys:
 
 """
 

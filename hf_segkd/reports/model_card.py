@@ -174,7 +174,7 @@ def _classes(report: dict) -> tuple[list[str], list[list[str]]]:
 
 
 def _latency(folder: Path, recipe: dict) -> dict[str, dict]:
-    """Rows of `scripts/profile_model.py TEACHER FOLDER --output_dir FOLDER`, where somebody measured."""
+    """Rows of `hf-segkd profile TEACHER FOLDER --output_dir FOLDER`, where somebody measured."""
     if not (folder / "benchmark.json").is_file():
         return {}
     rows = _read_json(folder / "benchmark.json")["rows"]

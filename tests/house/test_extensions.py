@@ -31,6 +31,22 @@ def extended(tmp_path_factory):
     return root
 
 
+@pytest.mark.parametrize("kind", ADDITIONS)
+def test_the_page_names_the_file_and_the_line_of_each_step(kind):
+    """A step that the page words otherwise is a step that nobody has tried."""
+    _, _, table, _, line = ADDITIONS[kind]
+    for own, general in (
+        ("toy_backbone", "NAME"),
+        ("toy", "NAME"),
+        ("leaves", "NAME"),
+        ("Toy", "Name"),
+        ("Leaves", "Name"),
+    ):
+        line = line.replace(own, general)
+    page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    assert any(f"in `{table}`" in row and f"the line `{line.strip()}`" in row for row in page.splitlines()), line
+
+
 def run(root, *arguments) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{root}:{TESTS}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *map(str, arguments)]
