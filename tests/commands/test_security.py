@@ -33,7 +33,7 @@ def test_no_source_runs_what_it_reads(path):
         if name == "torch.load":
             assert words.get("weights_only") == "True"
         if name == "yaml.load":
-            assert words.get("Loader") == "_Loader"  # a SafeLoader: tests/test_recipe.py
+            assert words.get("Loader") == "_Loader"  # a SafeLoader: tests/recipes/test_recipe.py
         if name in ("np.load", "numpy.load"):
             assert words.get("allow_pickle", "False") == "False"
         assert words.get("trust_remote_code") != "True" and words.get("shell") != "True"

@@ -1,49 +1,25 @@
 """Every published row trains what the original's script trains, and the repaired one differs by its quirk alone."""
 
-import importlib.util
 import subprocess
 import sys
 
 import pytest
 
 from helpers import originals
-from helpers.commands import distill
 from helpers.paths import ROOT
-from hf_segkd.recipe import parse
-from hf_segkd.training.config import DistillationConfig
+from helpers.shipped_recipes import PAGE, RUNS, read
 
-KINDS = ("datasets", "pairs", "methods")
-
-
-def load_page():
-    spec = importlib.util.spec_from_file_location("make_recipes", ROOT / "docs" / "make_recipes.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PAGE = load_page()
-ROWS = [table | row for table in PAGE.published() for row in table["rows"] if "no_recipe" not in row]
-PUBLISHED = [row for row in ROWS if row["name"] not in originals.WITHOUT_SCRIPT]
+PUBLISHED = [row for row in RUNS if row["name"] not in originals.WITHOUT_SCRIPT]
 
 
 def name_of(row):
     return " ".join([row["name"], *PAGE.arguments(row)])
 
 
-def read(row, repaired=False):
-    arguments = PAGE.arguments(row, repaired)
-    files = [
-        str(ROOT / "hf_segkd/recipes" / kind / f"{name}.yaml") for kind, name in zip(KINDS, arguments, strict=False)
-    ]
-    argv = [*files, "--output_dir", "runs/x", "--use_cpu", *arguments[3:]]
-    return parse((distill.ScriptArguments, DistillationConfig), argv)
-
-
 @pytest.mark.parametrize("row", PUBLISHED, ids=name_of)
 def test_a_published_row_has_every_number_of_its_original(row):
     """Half the steps, another end of the learning rate or the wrong images per process is another experiment."""
-    (script, config), merged = read(row)
+    script, config, merged = read(row)
     expected = originals.schedule(row["name"], row["student"], row["method"], script.dataset)
     found = {
         "dataset": script.dataset,
@@ -76,7 +52,7 @@ def test_a_published_row_has_every_number_of_its_original(row):
 @pytest.mark.parametrize("row", PUBLISHED, ids=name_of)
 def test_a_published_row_has_the_weights_layers_and_quirks_of_its_original(row):
     """A weight ten times off trains, and the method looks bad."""
-    (_, config), _ = read(row)
+    _, config, _ = read(row)
     assert config.losses == originals.losses(row["name"], row["student"], row["method"])
 
 
@@ -98,9 +74,9 @@ def test_a_repaired_row_lacks_the_quirk_and_nothing_else(row):
     published, repaired = PAGE.arguments(row), PAGE.arguments(row, repaired=True)
     quirk = row["quirk"].split()
     assert published == repaired + quirk and len(quirk) == 2
-    (_, ours), _ = read(row, repaired=True)
+    _, ours, _ = read(row, repaired=True)
     loss, option = quirk[0].removeprefix("--losses.").split(".")
-    (_, theirs), _ = read(row)
+    _, theirs, _ = read(row)
     assert option not in ours.losses[loss]
     assert theirs.losses[loss] == ours.losses[loss] | {option: quirk[1]}
 
@@ -109,7 +85,7 @@ def test_every_row_says_what_differs_and_where_its_values_are_from():
     """`exact` is a claim: without the script's place nobody could check it."""
     for row in PUBLISHED:
         assert PAGE.script_link(row) or "no script" in PAGE.differs_in(row), name_of(row)
-    for row in ROWS:
+    for row in RUNS:
         assert row["name"] not in originals.WITHOUT_SCRIPT or PAGE.differs_in(row)
 
 
