@@ -20,7 +20,7 @@ import dataset_builders
 from dataset_builders import DATASETS
 from hf_segkd.data import SegmentationDataset, TrainTransform, collate
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.pretrained import load_processor
+from hf_segkd.loading.pretrained import processor_of
 from hf_segkd.losses import LOSSES, DistillationLoss, LossSetup
 from hf_segkd.models import InputNormalization
 from hf_segkd.training.distiller import loss_setup
@@ -89,7 +89,7 @@ def first_step(teacher: PreTrainedModel) -> tuple[LossSetup, dict[str, tuple[str
     batch = collate([dataset[index] for index in range(8)])
     setup, outputs = loss_setup(student, teacher, (96, 128)), []
     for model in (student.train(), teacher):
-        normalization = InputNormalization.from_processor(load_processor(model))
+        normalization = InputNormalization.from_processor(processor_of(model))
         with torch.no_grad():
             outputs.append(model(pixel_values=normalization(batch["pixel_values"]), output_hidden_states=True))
     found = {}

@@ -14,7 +14,7 @@ from hf_segkd.conversion.imagenet import load_backbone_weights
 from hf_segkd.loading.class_map import keep_classes
 from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.native import expose_features
-from hf_segkd.loading.pretrained import load_processor, new_model, pretrained_model
+from hf_segkd.loading.pretrained import new_model, pretrained_model, processor_of
 from hf_segkd.models import default_processor
 from hf_segkd.recipe import load_yaml
 
@@ -66,7 +66,7 @@ def load_model(
         return model, converted_processor(recognise(state_dict), model.config)
     model = expose_features(pretrained_model(str(spec), id2label, **hub_kwargs))
     check_finite(model, f"model at '{spec}'")
-    return model, load_processor(spec, **hub_kwargs)
+    return model, processor_of(model, **hub_kwargs)
 
 
 def _new_with_processor(

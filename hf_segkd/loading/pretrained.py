@@ -136,28 +136,26 @@ def _list(keys: Any, limit: int = 8) -> str:
     return (", ".join(keys[:limit]) or "none") + more
 
 
-def load_processor(spec_or_model: str | PreTrainedModel, **hub_kwargs: Any) -> BaseImageProcessor:
-    """Load the image processor saved beside a model, or make the one its kind of model was published with.
+def processor_of(model: PreTrainedModel, **hub_kwargs: Any) -> BaseImageProcessor:
+    """The image processor saved beside a model, or the one that its kind of model was published with.
 
     Args:
-        spec_or_model (`str` or `PreTrainedModel`): A folder, a Hub id, or a model, which remembers where it came from.
+        model (`PreTrainedModel`): Remembers where it came from (`name_or_path`).
         hub_kwargs: Passed to `from_pretrained`: `revision`, `token`, ...; `trust_remote_code` is `False` unless given.
 
     Returns:
         `BaseImageProcessor`: The saved one; without, [`default_processor`] of the model's config.
 
     Raises:
-        ValueError: Nothing to load at that place.
+        ValueError: The place cannot be read any more.
     """
-    is_model = isinstance(spec_or_model, PreTrainedModel)
-    spec = spec_or_model.name_or_path if is_model else str(spec_or_model)
+    place = model.name_or_path
     trust = {"trust_remote_code": hub_kwargs.pop("trust_remote_code", False)}
+    # OneFormer's is part of a processor with a tokenizer, which is saved under the other name.
+    names = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME) if place else ()
     try:
-        # OneFormer's is part of a processor with a tokenizer, which is saved under the other name.
-        names = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME) if spec else ()
-        if any(cached_file(spec, x, _raise_exceptions_for_missing_entries=False, **hub_kwargs) for x in names):
-            return AutoImageProcessor.from_pretrained(spec, **trust, **hub_kwargs)
-        config = spec_or_model.config if is_model else AutoConfig.from_pretrained(spec, **trust, **hub_kwargs)
+        if any(cached_file(place, x, _raise_exceptions_for_missing_entries=False, **hub_kwargs) for x in names):
+            return AutoImageProcessor.from_pretrained(place, **trust, **hub_kwargs)
     except OSError as error:
-        raise _not_found(spec, str(error).splitlines()[0]) from error
-    return default_processor(config)
+        raise _not_found(place, str(error).splitlines()[0]) from error
+    return default_processor(model.config)

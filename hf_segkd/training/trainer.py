@@ -18,7 +18,7 @@ from hf_segkd.evaluation.profiling import peak_memory_mib
 from hf_segkd.loading.class_map import class_names, map_classes
 from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
-from hf_segkd.loading.pretrained import load_processor
+from hf_segkd.loading.pretrained import processor_of
 from hf_segkd.models import InputNormalization, upsamples_with_align_corners
 from hf_segkd.training.advice import CheckTeacher, OneClass, Warnings
 from hf_segkd.training.argument_checks import check_arguments
@@ -83,7 +83,7 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
     ):
         check_arguments(args, student)
         check_finite(student, "student")
-        processing_class = whole_image_processor(processing_class or load_processor(student))
+        processing_class = whole_image_processor(processing_class or processor_of(student))
         size = tuple(train_dataset[0]["pixel_values"].shape[-2:])
         if teacher is not None:
             check_finite(teacher, "teacher")
@@ -143,7 +143,7 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
         self.teacher = None
         self.run_teacher = None
         if teacher is not None:
-            self._take(teacher, teacher_processing_class or load_processor(teacher))
+            self._take(teacher, teacher_processing_class or processor_of(teacher))
         check_run(self)
 
     def _take(self, teacher: PreTrainedModel, processing_class) -> None:

@@ -18,7 +18,7 @@ from hf_segkd.deployment.label_files import FORMATS, check_format, find_images, 
 from hf_segkd.evaluation.confusion import confusion_matrix, scores
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.pretrained import load_processor
+from hf_segkd.loading.pretrained import processor_of
 
 predict = script("predict")
 
@@ -30,7 +30,7 @@ def model_folder(folder, dataset):
     with torch.no_grad():  # all classes as likely, so that most of them are predicted somewhere
         model.decode_head.classifier.weight.mul_(3)
     model.save_pretrained(folder)
-    load_processor(model).save_pretrained(folder)
+    processor_of(model).save_pretrained(folder)
     return str(folder)
 
 

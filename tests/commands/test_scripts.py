@@ -17,7 +17,6 @@ from helpers.commands import RECIPE, recipe, refusal
 from helpers.paths import ROOT
 from hf_segkd.commands import distill, evaluate
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.pretrained import load_processor
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,8 @@ def test_final_student_gives_the_same_logits_in_a_new_process(finished, tmp_path
     )
     paths = [str(folder), str(tmp_path / "image.png"), str(tmp_path / "logits.pt")]
     subprocess.run([sys.executable, "-c", code, *paths], check=True, cwd=tmp_path)
-    model, inputs = load_model(str(folder))[0], load_processor(str(folder))(image, return_tensors="pt")
+    model, processor = load_model(str(folder))
+    inputs = processor(image, return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, torch.load(tmp_path / "logits.pt", weights_only=True))
 

@@ -15,7 +15,6 @@ from helpers.paths import ROOT, SHARED
 from hf_segkd.conversion import convert, load_original
 from hf_segkd.conversion.espnet import config
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.pretrained import load_processor
 
 CHECKPOINTS = SHARED / "checkpoints"
 RELEASED = {
@@ -196,7 +195,7 @@ def test_script_writes_a_folder_that_loads(original, tmp_path):
     done = run_script(tmp_path, "checkpoint.pth", "model", "--dataset", "camvid")
     assert done.returncode == 0, done.stderr
     assert "ESPNet" in done.stdout and "353,437" in done.stdout
-    model, processor = load_model(str(tmp_path / "model"))[0], load_processor(str(tmp_path / "model"))
+    model, processor = load_model(str(tmp_path / "model"))
     assert model.config.id2label == DATASETS["camvid"].id2label and processor.do_flip_channel_order
 
 

@@ -12,7 +12,6 @@ from helpers import golden_models
 from helpers.paths import ROOT
 from hf_segkd.conversion import FAMILIES, convert, converted_processor, recognise
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.pretrained import load_processor
 
 SCRIPT = ROOT / "scripts" / "convert.py"
 MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
@@ -200,7 +199,7 @@ def test_script_saves_model_and_processor(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(SCRIPT), run_name="__main__")
     printed = capsys.readouterr().out
     assert "CIRKD / CSKD DeepLabV3 on ResNet" in printed and "segkd_resnet(ceil_mode=False" in printed
-    model, processor = load_model(folder)[0], load_processor(folder)
+    model, processor = load_model(folder)
     assert model.config.id2label == DATASETS["camvid"].id2label
     assert processor.image_mean == list(reversed(MEAN_BGR)) and processor.image_std == [1.0] * 3
     assert not processor.do_rescale and processor.align_corners

@@ -8,7 +8,7 @@ from helpers import golden_models
 from hf_segkd.conversion import convert, converted_processor, recognise
 from hf_segkd.conversion.segformer import config
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.pretrained import load_processor
+from hf_segkd.loading.pretrained import processor_of
 
 B0 = "cirkd-segformer-MiT_B0-19"
 
@@ -40,7 +40,7 @@ def test_logits_are_upsampled_as_in_the_original_also_after_loading(original, tm
     """transformers' own processor and loss have align_corners=False: other predictions than the published ones."""
     model = convert(original)
     model.save_pretrained(tmp_path)
-    assert load_processor(model).align_corners and load_processor(str(tmp_path)).align_corners
+    assert processor_of(model).align_corners and load_model(str(tmp_path))[1].align_corners
 
 
 def test_rgb_processor_gives_what_the_original_saw(original):

@@ -9,7 +9,7 @@ from helpers.tiny import LABELS, TINY, TinyScenes
 from hf_segkd.evaluation.embeddings import pixel_embeddings, tsne
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.pretrained import load_processor
+from hf_segkd.loading.pretrained import processor_of
 from hf_segkd.models import SegmentationOutput
 from hf_segkd.reports.figures import plot_embeddings
 
@@ -33,7 +33,7 @@ def test_features_are_read_at_the_pixels_place_whatever_the_stride(tiny_teacher)
     results = []
     for stride in (1, 4):
         model = PlaceAsFeature(tiny_teacher.config, stride)
-        results.append(pixel_embeddings(Segmenter(model, load_processor(tiny_teacher)), TinyScenes(3), per_class=3))
+        results.append(pixel_embeddings(Segmenter(model, processor_of(tiny_teacher)), TinyScenes(3), per_class=3))
     (fine, fine_classes), (coarse, coarse_classes) = results
     assert torch.equal(fine_classes, coarse_classes)
     fine, coarse = (vectors[:, :2] / vectors[:, 2:] for vectors in (fine, coarse))
@@ -44,7 +44,7 @@ def test_features_are_read_at_the_pixels_place_whatever_the_stride(tiny_teacher)
 
 def test_each_class_gives_at_most_the_wanted_pixels_of_an_image(tiny_teacher):
     """Frequent classes would otherwise hide the rare ones."""
-    segmenter = Segmenter(tiny_teacher, load_processor(tiny_teacher))
+    segmenter = Segmenter(tiny_teacher, processor_of(tiny_teacher))
     vectors, classes = pixel_embeddings(segmenter, TinyScenes(2), per_class=4)
     assert classes.bincount().max() <= 8 and len(classes) == len(vectors)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(len(vectors)), atol=1e-5)
@@ -56,7 +56,7 @@ def test_unlabelled_images_have_no_embeddings(tiny_teacher):
     """An empty map with a legend looks like a result."""
     scenes = [{**scene, "labels": torch.full_like(scene["labels"], 255)} for scene in TinyScenes(2)]
     with pytest.raises(ValueError, match="None of these images has a labelled pixel"):
-        pixel_embeddings(Segmenter(tiny_teacher, load_processor(tiny_teacher)), scenes)
+        pixel_embeddings(Segmenter(tiny_teacher, processor_of(tiny_teacher)), scenes)
 
 
 def test_map_is_drawn_for_several_models(tmp_path):
@@ -80,7 +80,7 @@ def test_script_draws_teacher_and_student(tmp_path, capsys):
     for name in ("teacher", "student"):
         model = load_model(TINY, id2label=LABELS)[0]
         model.save_pretrained(tmp_path / name)
-        load_processor(model).save_pretrained(tmp_path / name)
+        processor_of(model).save_pretrained(tmp_path / name)
         folders.append(str(tmp_path / name))
     size = '{"num_train": 1, "num_validation": 3, "num_test": 1, "height": 32, "width": 48}'
     argv = [

@@ -17,7 +17,7 @@ from hf_segkd.evaluation.confusion import confusion_matrix, scores
 from hf_segkd.evaluation.scoring import Evaluation, evaluate
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.class_map import map_classes
-from hf_segkd.loading.pretrained import load_processor
+from hf_segkd.loading.pretrained import processor_of
 
 
 def random_maps(num_labels, shape=(3, 40, 56), ignore_index=255):
@@ -91,12 +91,12 @@ def test_scores_equal_torchmetrics():
 def test_every_score_comes_from_the_images_it_names(tiny_teacher):
     """Per-image counts must add up to the dataset's, or best and worst images are those of another model."""
     dataset = TinyScenes(5)
-    evaluation = evaluate(Segmenter(tiny_teacher, load_processor(tiny_teacher)), dataset)
+    evaluation = evaluate(Segmenter(tiny_teacher, processor_of(tiny_teacher)), dataset)
     intersection = evaluation.matrix.diagonal()
     union = evaluation.matrix.sum(0) + evaluation.matrix.sum(1) - intersection
     assert torch.equal(evaluation.per_image.sum(0), torch.stack([intersection, union]))
     assert evaluation.matrix.sum() == 5 * 32 * 32
-    single = evaluate(Segmenter(tiny_teacher, load_processor(tiny_teacher)), torch.utils.data.Subset(dataset, [3]))
+    single = evaluate(Segmenter(tiny_teacher, processor_of(tiny_teacher)), torch.utils.data.Subset(dataset, [3]))
     assert torch.equal(single.per_image[0], evaluation.per_image[3])
     assert evaluation.image_iou()[3] == pytest.approx(single.scores()["mean_iou"])
 
@@ -106,13 +106,13 @@ def test_a_model_that_knows_more_classes_is_scored_on_those_of_the_dataset(tiny_
     names = list(LABELS.values())
     mapped = map_classes(tiny_teacher, [names[3], names[0]])
     scenes = [{**scene, "labels": scene["labels"] % 2} for scene in TinyScenes(2)]
-    evaluation = evaluate(Segmenter(mapped, load_processor(tiny_teacher)), scenes, num_labels=2)
+    evaluation = evaluate(Segmenter(mapped, processor_of(tiny_teacher)), scenes, num_labels=2)
     assert evaluation.matrix.shape == (2, 2) and evaluation.matrix.sum() == 2 * 32 * 32
 
 
 def test_half_precision_and_compiled_models_are_evaluated(tiny_teacher):
     """bf16 must not be cast back silently, nor crash on a float32 image."""
-    processor, dataset = load_processor(tiny_teacher), TinyScenes(2)
+    processor, dataset = processor_of(tiny_teacher), TinyScenes(2)
     plain = evaluate(Segmenter(tiny_teacher, processor), dataset).matrix
     half = evaluate(Segmenter(tiny_teacher.to(torch.bfloat16), processor), dataset).matrix
     assert plain.sum() == half.sum() and not torch.equal(plain, half)
@@ -126,12 +126,12 @@ from accelerate import PartialState
 from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.pretrained import load_processor
+from hf_segkd.loading.pretrained import processor_of
 state = PartialState(cpu=True)
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = load_model(TINY, id2label=LABELS)[0]
-result = evaluate(Segmenter(model, load_processor(model)), TinyScenes(7))
+result = evaluate(Segmenter(model, processor_of(model)), TinyScenes(7))
 torch.save(vars(result), f"{sys.argv[1]}/{state.num_processes}_{state.process_index}.pt")
 state.wait_for_everyone()
 if state.num_processes > 1:

@@ -20,7 +20,6 @@ from helpers.paths import ROOT
 from helpers.tiny import LABELS
 from hf_segkd.hub import released_processor
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.pretrained import load_processor
 from hf_segkd.models import MODELS, default_processor
 
 DISTILL, PUSH = ROOT / "scripts" / "distill.py", ROOT / "scripts" / "push_to_hub.py"
@@ -66,7 +65,7 @@ def pushed(hub, tmp_path_factory):
 
 
 def logits_of(folder: Path) -> torch.Tensor:
-    model, processor = load_model(str(folder))[0], load_processor(str(folder))
+    model, processor = load_model(str(folder))
     with torch.no_grad():
         return model(**processor(Image.open(folder / "figures" / "sample.png"), return_tensors="pt")).logits
 

@@ -10,7 +10,6 @@ from hf_segkd.evaluation.confusion import scores
 from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.pretrained import load_processor
 from hf_segkd.models import InputNormalization
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.trainer import DistillationTrainer
@@ -122,7 +121,7 @@ def test_segformer_scores_the_same_everywhere_whichever_way_it_upsamples(align_c
     trainer.train()
     expected = trainer.evaluate()["eval_mean_iou"]
     trainer.save_model(str(tmp_path / "student"))
-    student, saved = load_model(str(tmp_path / "student"))[0], load_processor(str(tmp_path / "student"))
+    student, saved = load_model(str(tmp_path / "student"))
     assert student.config.align_corners is align_corners
     assert getattr(saved, "align_corners", False) is align_corners
     assert scores(evaluate(Segmenter(student, saved), scenes).matrix)["mean_iou"] == pytest.approx(expected, abs=1e-6)

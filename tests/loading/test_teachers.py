@@ -20,7 +20,7 @@ from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.class_map import map_classes
 from hf_segkd.loading.native import FEATURE_MODULES, expose_features
 from hf_segkd.loading.patches import state_maps
-from hf_segkd.loading.pretrained import load_processor
+from hf_segkd.loading.pretrained import processor_of
 from hf_segkd.loading.universal import query_logits
 from hf_segkd.models import PROCESSORS, InputNormalization, SegmentationImageProcessor, default_processor
 
@@ -180,7 +180,7 @@ def test_oneformer_is_asked_for_a_semantic_map(tmp_path):
     inputs = processor(image[0].numpy(), ["semantic"], do_resize=False, return_tensors="pt")
     plain = AutoModelForUniversalSegmentation.from_pretrained(folder).eval()(**inputs)
     expected = query_logits(plain.class_queries_logits, plain.masks_queries_logits)
-    normalization = InputNormalization.from_processor(load_processor(model))
+    normalization = InputNormalization.from_processor(processor_of(model))
     torch.testing.assert_close(model(pixel_values=normalization(image)).logits, expected, atol=1e-5, rtol=1e-5)
 
 

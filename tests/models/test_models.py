@@ -12,7 +12,7 @@ from helpers import golden_models
 from hf_segkd.conversion import convert, recognise
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import expose_features
-from hf_segkd.loading.pretrained import load_processor
+from hf_segkd.loading.pretrained import processor_of
 from hf_segkd.models.espnet import ESPNetConfig, ESPNetForSemanticSegmentation
 
 LABELS = {index: f"class_{index}" for index in range(6)}
@@ -185,15 +185,16 @@ def test_new_model_that_cannot_be_made_says_what_was_meant(spec, message):
         load_model(spec, id2label=LABELS)
 
 
-def test_absent_model_says_what_was_looked_for(tmp_path):
+def test_absent_model_says_what_was_looked_for(model, tmp_path, monkeypatch):
     """The path of a teacher is the easiest thing to get wrong in a recipe."""
     message = "No model found at '.*'.*Looked for a folder with config.json and model.safetensors, then for a Hub id"
     with pytest.raises(ValueError, match=message):
         load_model(str(tmp_path / "no" / "such" / "folder"))
     with pytest.raises(ValueError, match=message):
         load_model(str(tmp_path))
+    monkeypatch.setattr(model, "name_or_path", str(tmp_path / "no" / "such" / "folder"))
     with pytest.raises(ValueError, match=message):
-        load_processor(str(tmp_path / "no" / "such" / "folder"))
+        processor_of(model)
     (tmp_path / "model.pth").touch()
     with pytest.raises(ValueError, match="is damaged or no PyTorch checkpoint"):
         load_model(str(tmp_path / "model.pth"))
@@ -225,15 +226,15 @@ def test_damaged_weights_and_another_number_of_classes_are_refused(model, tmp_pa
 
 def test_processor_is_the_saved_one_or_the_kind_the_model_was_published_with(model, tmp_path):
     """ESPNet reads BGR bytes: an RGB processor costs many points of mIoU and no error."""
-    processor = load_processor(model)
+    processor = processor_of(model)
     assert processor.do_flip_channel_order and not processor.do_rescale and processor.align_corners
     assert processor.image_mean == [73.18188461, 82.93553322, 72.41519599]
     segformer = load_model({"model_type": "segformer"}, id2label=LABELS)[0]
-    assert not load_processor(segformer).do_flip_channel_order and not load_processor(segformer).align_corners
+    assert not processor_of(segformer).do_flip_channel_order and not processor_of(segformer).align_corners
     model.save_pretrained(tmp_path)
-    assert load_processor(str(tmp_path)).to_dict() == processor.to_dict()
+    assert load_model(str(tmp_path))[1].to_dict() == processor.to_dict()
     processor.image_std = [1.0, 1.0, 1.0]
     processor.save_pretrained(tmp_path)
-    assert load_processor(str(tmp_path)).image_std == [1.0, 1.0, 1.0]
-    assert load_processor(load_model(str(tmp_path))[0]).image_std == [1.0, 1.0, 1.0]
+    assert load_model(str(tmp_path))[1].image_std == [1.0, 1.0, 1.0]
+    assert processor_of(load_model(str(tmp_path))[0]).image_std == [1.0, 1.0, 1.0]
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["do_flip_channel_order"]
