@@ -115,12 +115,12 @@ def ifvd(loss: nn.Module, student: SegmentationOutput, teacher: SegmentationOutp
     labels = F.interpolate(labels[:, None].float(), size=student.features.shape[-2:], mode="nearest")
     variations = []
     for features in (student.features, teacher.features):
-        centres, classes = features.clone(), labels.expand(features.shape)
+        centers, classes = features.clone(), labels.expand(features.shape)
         for index in range(loss.setup.num_labels):
             members = (classes == index).to(features.dtype)
             means = (members * features).sum((2, 3)) / (members.sum((2, 3)) + 1e-6)
-            centres = (1 - members) * centres + members * means[..., None, None]
-        variations.append(F.cosine_similarity(features, centres, dim=1))
+            centers = (1 - members) * centers + members * means[..., None, None]
+        variations.append(F.cosine_similarity(features, centers, dim=1))
     return (variations[0] - variations[1]).pow(2).mean()
 
 

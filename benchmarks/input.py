@@ -3,7 +3,7 @@
     python benchmarks/input.py --output_dir OUT
 
 The originals decode, scale the whole image, pad, crop and flip; that is written here afresh, in uint8 (their float
-normalisation of the whole image is left out, in their favour), with OpenCV where it is installed (`pip install
+normalization of the whole image is left out, in their favor), with OpenCV where it is installed (`pip install
 opencv-python-headless`), else with Pillow. Scenes are drawn; their files are about as large as those of Cityscapes.
 Every scale of the recipe counts the same; ours and theirs take turns, one thread each, files in the page cache.
 """

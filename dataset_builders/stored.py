@@ -200,7 +200,7 @@ def _columns(rows: datasets.Dataset, split: str, config: StoredConfig) -> datase
     rows = rows.select_columns([config.image_column, config.label_column, "image_id"])
     rows = rows.rename_columns({config.image_column: "image", config.label_column: "annotation"})
     if isinstance(rows.features["annotation"], datasets.Image):
-        # A mode, "L" for instance, would turn palette indices into grey levels.
+        # A mode, "L" for instance, would turn palette indices into gray levels.
         rows = rows.cast_column("annotation", datasets.Image())
     return rows
 

@@ -59,25 +59,25 @@ class _Scene:
         self.focal = rng.uniform(0.7, 0.95) * width
         self.left, self.right = -rng.uniform(1.3, 3.2), rng.uniform(1.2, 3.2)  # kerbs
         self.walls = self.left - rng.uniform(1.0, 3.5), self.right + rng.uniform(1.0, 3.5)
-        self.grey = rng.uniform(0.3, 0.55)
+        self.gray = rng.uniform(0.3, 0.55)
         self.air = np.array([[0.55, 0.7, 0.9], [0.75, 0.76, 0.78], [0.85, 0.68, 0.5]][rng.integers(3)], np.float32)
         self.haze = float(rng.choice([0.005, 0.015, 0.04]))
         self.grain = 1 + rng.uniform(0.02, 0.1) * self._noise(2) + 0.06 * self._noise(12)
 
     def _tint(self, spread: float = 0.08) -> np.ndarray:
-        """A grey near the scene's own, which road, pavement, buildings and cars draw from alike."""
-        grey = self.grey + self.rng.normal(0, spread) + self.rng.normal(0, 0.02, 3)
-        return grey.clip(0.08, 0.95).astype(np.float32)
+        """A gray near the scene's own, which road, pavement, buildings and cars draw from alike."""
+        gray = self.gray + self.rng.normal(0, spread) + self.rng.normal(0, 0.02, 3)
+        return gray.clip(0.08, 0.95).astype(np.float32)
 
     def _noise(self, cell: int) -> np.ndarray:
         """Smooth noise (H, W) of about unit size with features of `cell` pixels."""
         coarse = self.rng.standard_normal([length // cell + 2 for length in self.size], dtype=np.float32)
         return np.asarray(PIL.Image.fromarray(coarse).resize(self.size[::-1], PIL.Image.Resampling.BICUBIC))
 
-    def _fill(self, mask, colour, label: int, depth, region=np.s_[:, :]) -> None:
-        """Paint `mask` of a region; haze draws distant colours towards that of the air."""
+    def _fill(self, mask, color, label: int, depth, region=np.s_[:, :]) -> None:
+        """Paint `mask` of a region; haze draws distant colors towards that of the air."""
         mist = np.exp(np.asarray(-self.haze * depth, dtype=np.float32))[..., None]
-        np.copyto(self.image[region], self.air + mist * (colour - self.air), where=mask[..., None])
+        np.copyto(self.image[region], self.air + mist * (color - self.air), where=mask[..., None])
         self.labels[region][mask] = label
 
     def paint_sky(self) -> None:
@@ -112,8 +112,8 @@ class _Scene:
     def _lines(self, lateral: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """Painted lines: dashes between lanes, sometimes edge lines, sometimes a crossing."""
         rng = self.rng
-        centre, half = rng.uniform(0.35, 0.65) * (self.right - self.left) + self.left, rng.uniform(0.04, 0.09)
-        lines = (np.abs(lateral - centre) < half) & ((depth + rng.uniform(0, 3)) % 3 < rng.uniform(1, 3))
+        center, half = rng.uniform(0.35, 0.65) * (self.right - self.left) + self.left, rng.uniform(0.04, 0.09)
+        lines = (np.abs(lateral - center) < half) & ((depth + rng.uniform(0, 3)) % 3 < rng.uniform(1, 3))
         if rng.random() < 0.5:
             lines |= (np.abs(lateral - self.left - 0.3) < half) | (np.abs(lateral - self.right + 0.3) < half)
         if rng.random() < 0.35:
@@ -122,7 +122,7 @@ class _Scene:
         return lines
 
     def paint_facades(self) -> None:
-        """Two rows of houses of varying length, height, colour and windows, with gaps."""
+        """Two rows of houses of varying length, height, color and windows, with gaps."""
         for side, wall in zip((-1, 1), self.walls, strict=True):
             depth = np.abs(wall) * self.focal / np.maximum((self.x[:1] - self.vanishing) * side, 0.1)
             level = (self.horizon - self.y) * depth / self.focal  # height above the camera
@@ -137,12 +137,12 @@ class _Scene:
 
     def _paint_house(self, region, along: np.ndarray, level: np.ndarray, start: float) -> None:
         rng = self.rng
-        colour = self._tint(0.12) if rng.random() < 0.6 else _pick(rng, PLASTER)
+        color = self._tint(0.12) if rng.random() < 0.6 else _pick(rng, PLASTER)
         across, up = (along / rng.uniform(0.6, 1.6)) % 1, (level / rng.uniform(0.8, 1.4)) % 1
         gap = rng.uniform(0.1, 0.3)
         windows = (np.abs(across - 0.5) < 0.5 - gap) & (np.abs(up - 0.5) < 0.4 - gap / 2)
         glass = self.air * rng.uniform(0.1, 1.0)
-        shaded = np.where(windows[..., None], glass, colour * self.grain[region][..., None])
+        shaded = np.where(windows[..., None], glass, color * self.grain[region][..., None])
         if rng.random() < 0.35:  # a billboard, as bright as a sign
             board = (np.abs(along - 1) < 0.5) & (np.abs(level - rng.uniform(0, 1.5)) < rng.uniform(0.2, 0.6))
             shaded = np.where(board[..., None], _pick(rng, BRIGHT), shaded)
@@ -171,11 +171,11 @@ class _Scene:
     def _box(self, depth: float, lateral: float, width: float, bottom: float, top: float):
         """Image region of an upright rectangle, with coordinates u (-1 to 1 across) and v (0 to 1 upwards) in it."""
         scale = self.focal / depth
-        centre, half = self.vanishing + lateral * scale, max(width * scale / 2, 0.6)
+        center, half = self.vanishing + lateral * scale, max(width * scale / 2, 0.6)
         low, high = self.horizon + (1 - bottom) * scale, self.horizon + (1 - top) * scale
         rows = slice(max(0, int(high)), max(0, int(low + 1)))
-        columns = slice(max(0, int(centre - half)), max(0, int(centre + half + 1)))
-        u, v = (self.x[0, columns] + 0.5 - centre) / half, (low - self.y[rows, :1] - 0.5) / (low - high)
+        columns = slice(max(0, int(center - half)), max(0, int(center + half + 1)))
+        u, v = (self.x[0, columns] + 0.5 - center) / half, (low - self.y[rows, :1] - 0.5) / (low - high)
         return (rows, columns), *np.broadcast_arrays(u, v)
 
     def _car(self, depth: float, lateral: float) -> None:
@@ -189,8 +189,8 @@ class _Scene:
         body = (np.abs(u) < reach) & (v > 0.12) & (v < 1)
         wheels = (np.abs(np.abs(u) - 0.68) < (0.14 if sideways else 0.2)) & (v > 0) & (v < 0.25)
         paints = self._tint(0.2), self._tint(0.2), _pick(rng, BRIGHT), _pick(rng, LEAVES)
-        colour = paints[rng.integers(4)]
-        shade = colour * (0.75 + 0.35 * v[..., None])
+        color = paints[rng.integers(4)]
+        shade = color * (0.75 + 0.35 * v[..., None])
         glass = (np.abs(u) < reach - 0.14) & (v > 0.55) & (v < 0.88)
         lights = (np.abs(u) > 0.68) & (np.abs(v - 0.42) < 0.08)
         shade[glass], shade[lights], shade[wheels] = 0.16, (0.8, 0.15, 0.1), 0.07
@@ -241,7 +241,7 @@ class _Scene:
             self._fill(radius < 1, shade, SIGN, depth, region)
 
     def photograph(self) -> np.ndarray:
-        """The image as a camera gives it: exposure, colour cast, blur, sensor noise; uint8 RGB."""
+        """The image as a camera gives it: exposure, color cast, blur, sensor noise; uint8 RGB."""
         rng, blur = self.rng, self.rng.uniform(0, 0.25)
         image = self.image * rng.uniform(0.6, 1.2) * rng.uniform(0.92, 1.08, 3).astype(np.float32)
         padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
@@ -251,11 +251,11 @@ class _Scene:
         return (255 * np.clip(image, 0, 1)).astype(np.uint8)
 
     def annotation(self) -> np.ndarray:
-        """Train ids, with a quarter of the pixels along class borders left unlabelled, as human annotators do."""
+        """Train ids, with a quarter of the pixels along class borders left unlabeled, as human annotators do."""
         down, across = (np.diff(self.labels, axis=axis, append=self.labels.take([-1], axis)) for axis in (0, 1))
         border = (down != 0) | (across != 0)
         return np.where(border & (self.rng.random(self.size) < 0.25), np.uint8(SPEC.ignore_index), self.labels)
 
 
-def _pick(rng: np.random.Generator, colours: tuple) -> np.ndarray:
-    return np.array(colours[rng.integers(len(colours))], dtype=np.float32) * rng.uniform(0.6, 1.2)
+def _pick(rng: np.random.Generator, colors: tuple) -> np.ndarray:
+    return np.array(colors[rng.integers(len(colors))], dtype=np.float32) * rng.uniform(0.6, 1.2)

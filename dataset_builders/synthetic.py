@@ -1,6 +1,6 @@
 """Procedural street scenes: no download, any number of images, each a pure function of (seed, split, index).
 
-Grey is shared by road, pavement, buildings and cars, green by trees and cars, bright colours by signs, billboards and
+Gray is shared by road, pavement, buildings and cars, green by trees and cars, bright colors by signs, billboards and
 clothes: shape and context decide, which is what a larger network is better at.
 """
 
@@ -20,7 +20,7 @@ class SyntheticConfig(datasets.BuilderConfig):
     """Images per split, how many of the train images have labels, height and width in pixels (at least 32), seed."""
 
     num_train: int = 400
-    num_labelled: int | None = None  # None is all; the others' annotations hold ignore_index alone
+    num_labeled: int | None = None  # None is all; the others' annotations hold ignore_index alone
     num_validation: int = 80
     num_test: int = 80
     height: int = 96
@@ -78,7 +78,7 @@ class Synthetic(datasets.GeneratorBasedBuilder):
     def _generate_examples(self, split, indices):
         for index in indices:
             image, labels = draw_scene(split, index, self.config.height, self.config.width, self.config.seed)
-            if split == "train" and self.config.num_labelled is not None and index >= self.config.num_labelled:
+            if split == "train" and self.config.num_labeled is not None and index >= self.config.num_labeled:
                 labels = np.full_like(labels, SPEC.ignore_index)
             image, labels = PIL.Image.fromarray(image), PIL.Image.fromarray(labels)
             yield index, {"image": image, "annotation": labels, "image_id": f"{split}_{index:05d}"}

@@ -34,7 +34,7 @@ class VocAug(PairBuilder):
     Lists (`train_aug.txt` or `trainaug.txt`, and `val.txt`) are searched in `ImageSets/Segmentation/`, `list/` and
     `data_dir` itself; a line holds a name, or the paths of image and annotation. Without a train list, the train
     images are those of `SegmentationClassAug/` that the validation list does not name, which is how the published
-    list came about. Training uses the annotations of SBD, validation those of VOC. Both palette and grey PNGs are read
+    list came about. Training uses the annotations of SBD, validation those of VOC. Both palette and gray PNGs are read
     as indices.
 
     Reference: Hariharan et al., Semantic Contours from Inverse Detectors, ICCV 2011.
@@ -56,7 +56,7 @@ class VocAug(PairBuilder):
     @classmethod
     def label_map(cls, config):
         ids = {train_id: train_id for train_id in range(cls.SPEC.num_labels)}
-        advice = "Use class annotations, saved as palette or grey PNG."
+        advice = "Use class annotations, saved as palette or gray PNG."
         return LabelMap(ids | {255: 255}, "0 to 20 and 255", advice)
 
     @classmethod

@@ -94,11 +94,11 @@ def first_step(teacher: PreTrainedModel) -> tuple[LossSetup, dict[str, tuple[str
             outputs.append(model(pixel_values=normalization(batch["pixel_values"]), output_hidden_states=True))
     found = {}
     for name in LOSSES:
-        labelled, unlabelled = (
+        labeled, unlabeled = (
             terms(name, setup, outputs, labels) for labels in (batch["labels"], batch["labels"] * 0 + 255)
         )
-        value = ", ".join(f"{term} {number:.2g}".strip() for term, number in labelled.items())
-        found[name] = value, "" if labelled == unlabelled else "yes"
+        value = ", ".join(f"{term} {number:.2g}".strip() for term, number in labeled.items())
+        found[name] = value, "" if labeled == unlabeled else "yes"
     return setup, found
 
 

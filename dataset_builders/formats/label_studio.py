@@ -21,7 +21,7 @@ def is_label_studio(folder: Path) -> bool:
 
 
 def read_label_studio(folder: Path) -> Export:
-    """Read tasks; of several annotations of one task the newest that was not cancelled counts.
+    """Read tasks; of several annotations of one task the newest that was not canceled counts.
 
     Regions are drawn in the order of the result list. Class names are in the order in which they first appear.
 

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     from transformers.utils import logging
 
-    from hf_segkd.conversion import FAMILIES, convert, converted_processor, load_original, recognise
+    from hf_segkd.conversion import FAMILIES, convert, converted_processor, load_original, recognize
 
     if args.list:
         width = max(len(family.name) for family in FAMILIES)
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         check_folder(args.folder, args.overwrite)
         state_dict = load_original(args.checkpoint)
         model = convert(state_dict, id2label=open_dataset(args.dataset).spec.id2label if args.dataset else None)
-        family = recognise(state_dict)
+        family = recognize(state_dict)
         processor = converted_processor(family, model.config)
         image = torch.randint(256, (3, *PROBE_SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         pixel_values = processor(image, return_tensors="pt")["pixel_values"]

@@ -85,7 +85,7 @@ def one_seed(seed: int, folder: Path, overwrite: bool) -> dict:
         "student alone": (folder / "student_alone", [DATA, PAIR, BASELINE, "--dataset_config.num_train", LABELED]),
         "distilled student": (
             folder / "student_distilled",
-            [DATA, PAIR, METHOD, "--dataset_config.num_labelled", LABELED, "--teacher", str(teacher)],
+            [DATA, PAIR, METHOD, "--dataset_config.num_labeled", LABELED, "--teacher", str(teacher)],
         ),
     }
     scores = {}

@@ -13,7 +13,7 @@ from hf_segkd.conversion import cirkd, espnet, espnetv2, segformer, skd
 from hf_segkd.conversion.family import Family, Part, StateDict
 from hf_segkd.models import SegmentationImageProcessor, upsamples_with_align_corners
 
-__all__ = ["FAMILIES", "Family", "Part", "convert", "converted_processor", "load_original", "recognise"]
+__all__ = ["FAMILIES", "Family", "Part", "convert", "converted_processor", "load_original", "recognize"]
 
 FAMILIES: tuple[Family, ...] = (espnet.FAMILY, espnetv2.FAMILY, segformer.FAMILY, *cirkd.FAMILIES, skd.FAMILY)
 WRAPPERS = ("state_dict", "model", "net")
@@ -73,7 +73,7 @@ def _unreadable(path: Path, error: Exception) -> str:
     )
 
 
-def recognise(state_dict: StateDict) -> Family:
+def recognize(state_dict: StateDict) -> Family:
     """The family that a checkpoint belongs to.
 
     Raises:
@@ -104,7 +104,7 @@ def convert(state_dict: StateDict, id2label: dict[int, str] | None = None) -> Pr
         ValueError: An unknown family, missing or unexpected keys, shapes that do not fit, values that are not finite,
             or another number of classes than names.
     """
-    family = recognise(state_dict)
+    family = recognize(state_dict)
     broken = [key for key, value in state_dict.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(f"The checkpoint has NaN or infinite values in {_list(broken)}: its training had diverged.")
@@ -129,7 +129,7 @@ def converted_processor(family: Family, config: PreTrainedConfig) -> Segmentatio
     """The image processor of a converted model.
 
     Args:
-        family (`Family`): What [`recognise`] says of the checkpoint.
+        family (`Family`): What [`recognize`] says of the checkpoint.
         config (`PreTrainedConfig`): Of the model that [`convert`] made: how its logits are upsampled.
     """
     return SegmentationImageProcessor(**family.processor, align_corners=upsamples_with_align_corners(config))

@@ -12,7 +12,7 @@ _MODULES = (("conv", "convolution"), ("bn", "normalization"))
 
 
 def _mobilenetv2_rename() -> tuple[tuple[str, str], ...]:
-    """Convolution and norm of a layer are neighbours in the original's sequences, an activation follows them."""
+    """Convolution and norm of a layer are neighbors in the original's sequences, an activation follows them."""
     rows = [(r"0\.", "conv_stem.first_conv", 0)]
     rows += [(r"1\.conv\.", f"conv_stem.{layer}", 3 * index) for index, layer in enumerate(_LAYERS[1:])]
     for block in range(sum(depth for _, depth, *_ in STAGES)):

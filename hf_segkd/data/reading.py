@@ -54,16 +54,16 @@ def read_example(example: dict[str, Any]) -> dict[str, Any]:
     An image that is still encoded becomes a [`StoredImage`]; rows of tensors (from a decoded cache) stay as they are.
 
     Raises:
-        `ValueError`: If the annotation is a colour picture, or its size differs from the image's.
+        `ValueError`: If the annotation is a color picture, or its size differs from the image's.
     """
     if isinstance(example["image"], Tensor | StoredImage):
         return example
     image_id = example["image_id"]
-    annotation = np.array(example["annotation"])  # never convert("L"): it turns palette indices into grey levels
+    annotation = np.array(example["annotation"])  # never convert("L"): it turns palette indices into gray levels
     if annotation.ndim != 2 or annotation.dtype.kind not in "bui":
         raise ValueError(
             f"The annotation of image '{image_id}' has shape {annotation.shape} and type {annotation.dtype}, expected "
-            "one integer class id per pixel (H, W). Convert colour masks to class ids in the dataset builder."
+            "one integer class id per pixel (H, W). Convert color masks to class ids in the dataset builder."
         )
     if annotation.dtype != np.uint8:
         annotation = annotation.astype(np.int64)

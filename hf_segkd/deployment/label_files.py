@@ -1,4 +1,4 @@
-"""Predicted label maps as files: for people (colours, overlays), for programs (ids), for test servers."""
+"""Predicted label maps as files: for people (colors, overlays), for programs (ids), for test servers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LabelFormat:
 def _indexed(labels: np.ndarray, image: Image.Image, palette: Palette) -> Image.Image:
     picture = Image.fromarray(labels.astype(np.uint8))
     if len(palette) <= 256:
-        picture.putpalette([channel for colour in palette for channel in colour])
+        picture.putpalette([channel for color in palette for channel in color])
     return picture
 
 
@@ -128,7 +128,7 @@ def upright(picture: Image.Image) -> Image.Image:
 
 
 def palette_of(id2label: dict[int, str]) -> Palette:
-    """The official colours where the classes are those of a known dataset, else distinct ones."""
+    """The official colors where the classes are those of a known dataset, else distinct ones."""
     from dataset_builders import DATASETS  # imports `datasets`, which --help does without
 
     labels = tuple(id2label[index] for index in sorted(id2label))

@@ -135,7 +135,7 @@ def export_onnx(
     """Write a model as an ONNX file whose only input is `images`, uint8 RGB (B, H, W, 3): bytes as cameras and
     decoders give them, so that no caller has to know mean, std, channel order or `align_corners`.
 
-    The file's metadata holds these, the class names and the colours (JSON values).
+    The file's metadata holds these, the class names and the colors (JSON values).
 
     Args:
         model (`PreTrainedModel`): As [`~hf_segkd.loading.any_model.load_model`] returns it; left as it is.
@@ -204,7 +204,7 @@ def _metadata(model: PreTrainedModel, processor: BaseImageProcessor) -> dict[str
     normalization = InputNormalization.from_processor(processor)
     id2label = {int(index): name for index, name in model.config.id2label.items()}
     facts = {
-        "input": "images: uint8 RGB (batch, height, width, 3); normalised inside",
+        "input": "images: uint8 RGB (batch, height, width, 3); normalized inside",
         "model_type": model.config.model_type,
         "id2label": id2label,
         "palette": palette_of(id2label),

@@ -20,7 +20,7 @@ def pixel_embeddings(
     num_labels: int | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Features of randomly chosen labelled pixels; the same pixels for every model.
+    """Features of randomly chosen labeled pixels; the same pixels for every model.
 
     Args:
         segmenter ([`~hf_segkd.evaluation.segmenter.Segmenter`]): Its model returns `features`; they are read
@@ -35,7 +35,7 @@ def pixel_embeddings(
         class ids.
 
     Raises:
-        ValueError: If the model has no features, or no pixel is labelled.
+        ValueError: If the model has no features, or no pixel is labeled.
     """
     num_labels = num_labels or segmenter.num_labels
     generator = torch.Generator().manual_seed(seed)
@@ -52,7 +52,7 @@ def pixel_embeddings(
         vectors.append(F.normalize(read[0, :, 0].T, dim=1))
         classes.append(ids)
     if not sum(map(len, classes)):
-        raise ValueError("None of these images has a labelled pixel. Choose a split with labels.")
+        raise ValueError("None of these images has a labeled pixel. Choose a split with labels.")
     return torch.cat(vectors), torch.cat(classes)
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_segkd.conversion import convert, converted_processor, load_original, recognise
+from hf_segkd.conversion import convert, converted_processor, load_original, recognize
 from hf_segkd.conversion.imagenet import load_backbone_weights
 from hf_segkd.loading.class_map import keep_classes
 from hf_segkd.loading.finite import check_finite
@@ -63,7 +63,7 @@ def load_model(
         model = expose_features(convert(state_dict, id2label))
         if id2label is not None:
             keep_classes(model, id2label)
-        return model, converted_processor(recognise(state_dict), model.config)
+        return model, converted_processor(recognize(state_dict), model.config)
     model = expose_features(pretrained_model(str(spec), id2label, **hub_kwargs))
     check_finite(model, f"model at '{spec}'")
     return model, processor_of(model, **hub_kwargs)

@@ -20,7 +20,7 @@ FEATURE_MODULES = {
     "mobilenet_v2": "segmentation_head.dropout",
     "mobilevit": "segmentation_head.dropout",
     "mobilevitv2": "segmentation_head.dropout",
-    "segformer": "decode_head.activation",  # before the dropout, as CIRKD distils it
+    "segformer": "decode_head.activation",  # before the dropout, as CIRKD distills it
     "upernet": "decode_head.fpn_bottleneck",
 }
 

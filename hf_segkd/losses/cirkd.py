@@ -107,7 +107,7 @@ class CIRKDMiniBatchLoss(DistillationLoss):
 class CIRKDMemoryLoss(DistillationLoss):
     """CIRKD, memory: the student's similarities to queues of the teacher's pixels and regions follow the teacher's.
 
-    Each class keeps unit vectors of its pixels and of its regions (means per image). All labelled pixels are anchors;
+    Each class keeps unit vectors of its pixels and of its regions (means per image). All labeled pixels are anchors;
     per bank, `kd_temperature² · mean KL(softmax(t·Qᵀ / (τ·T)) ‖ softmax(s·Qᵀ / (τ·T)))` over all classes' keys Q.
 
     Args:
@@ -131,11 +131,11 @@ class CIRKDMemoryLoss(DistillationLoss):
     Raises:
         ValueError: If a temperature, size or number is not positive, or `sampling` or `memory_dtype` is unknown.
 
-    Differs from the original: a class queue holds the class's own pixels; no labelled pixel gives 0, not NaN; queues
+    Differs from the original: a class queue holds the class's own pixels; no labeled pixel gives 0, not NaN; queues
     are saved; processes exchange the chosen pixels instead of broadcasting the queues. As there, each process draws
-    its own keys and averages over its own labelled pixels: two processes with half the batch each train as one with
+    its own keys and averages over its own labeled pixels: two processes with half the batch each train as one with
     the whole batch only if every slot is a key, no class has more than 16 pixels in an image and all have as many
-    labelled pixels.
+    labeled pixels.
 
     Reference: Yang et al., Cross-Image Relational Knowledge Distillation for Semantic Segmentation, CVPR 2022,
     https://huggingface.co/papers/2204.06986
@@ -230,7 +230,7 @@ class CIRKDMemoryLoss(DistillationLoss):
     @torch.no_grad()
     def _enqueue(self, rows: Tensor, counts: Tensor) -> None:
         # Image by image, because a block's place depends on those before it; all classes at once, without a
-        # synchronisation: two writes per image instead of two per image and class.
+        # synchronization: two writes per image instead of two per image and class.
         for image_rows, image_counts in zip(rows, counts, strict=True):
             write_rows(self.region_queue, self.region_pointer, image_rows[:, :1], image_counts.clamp(max=1))
             write_rows(self.pixel_queue, self.pixel_pointer, image_rows[:, 1:], image_counts.clamp(max=self.limit))

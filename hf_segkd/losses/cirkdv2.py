@@ -54,7 +54,7 @@ class CIRKDv2Loss(DistillationLoss):
         ValueError: If a temperature or size is not positive, an option is unknown, or in `forward` when the student's
             map is not of the size that the loss was set up for.
 
-    Differs from the original: block and FitNet projection are synchronised between processes; the block depends on
+    Differs from the original: block and FitNet projection are synchronized between processes; the block depends on
     `context` and not on FitNet's weight; maps may have any size; see also [`~hf_segkd.losses.CIRKDMemoryLoss`]. Two
     processes with half the batch each train as one with the whole batch only with `gather`, and where the memory terms
     do (every channel slot a key, too).

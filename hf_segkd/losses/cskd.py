@@ -174,7 +174,7 @@ def query_width(channels: int) -> int:
 
 
 def draw_projection(like: Tensor, channels: int, generator: torch.Generator | None = None) -> Tensor:
-    """Weights and biases as PyTorch initialises three 1×1 convolutions: uniform within ±1/√channels."""
+    """Weights and biases as PyTorch initializes three 1×1 convolutions: uniform within ±1/√channels."""
     rows, bound = 2 * query_width(channels) + channels, channels**-0.5
     return like.new_empty(rows, channels + 1).uniform_(-bound, bound, generator=generator)
 

@@ -20,7 +20,7 @@ class CWDLoss(DistillationLoss):
 
     A softmax at `temperature` turns each channel of a map into a distribution over its h·w positions; the teacher's
     is the target: `temperature² / (B·C) · Σ_b Σ_c KL(teacher ‖ student)` with C the teacher's channels.
-    Variants of TorchDistiller normalise something else (`norm`) or compare by squared differences (`divergence`).
+    Variants of TorchDistiller normalize something else (`norm`) or compare by squared differences (`divergence`).
 
     Args:
         setup (`LossSetup`): Shapes of both models' outputs; a 1×1 projector is added when channels differ.

@@ -37,7 +37,7 @@ class DSDLoss(DistillationLoss):
         ValueError: If the temperature or `missing` is wrong, the classes disagree, or fewer than two entries are left.
 
     Differs from the original: entries that are missing are dropped; attention maps and logits of another size are
-    resized to the student's logits; the unit vectors are not normalised a second time, which changes nothing.
+    resized to the student's logits; the unit vectors are not normalized a second time, which changes nothing.
 
     Reference: Feng et al., Double Similarity Distillation for Semantic Image Segmentation, IEEE TIP 2021,
     https://huggingface.co/papers/2107.08591

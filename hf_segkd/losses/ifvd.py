@@ -11,7 +11,7 @@ NORM_EPS = 1e-8
 
 
 class IFVDLoss(DistillationLoss):
-    """Intra-class feature variation: how far each pixel lies from the centre of its class, as the teacher has it.
+    """Intra-class feature variation: how far each pixel lies from the center of its class, as the teacher has it.
 
     `c_k` is the mean feature of class k in one image, `v_p = cos(f_p, c_y(p))` for a pixel p with label y(p).
     The loss is the mean over all B·h·w positions of `(v_student − v_teacher)²`; a position without a class adds 0.
@@ -59,14 +59,14 @@ class IFVDLoss(DistillationLoss):
 
 
 def variation(features: Tensor, members: Tensor) -> Tensor:
-    """Cosine of each pixel with the centre of its class, (B, N); 0 for a pixel without a class.
+    """Cosine of each pixel with the center of its class, (B, N); 0 for a pixel without a class.
 
     Args:
         features (`torch.Tensor` of shape `(B, C, h, w)`): Map with N = h·w pixels.
         members (`torch.Tensor` of shape `(B, N, K)`): One-hot classes; a row of zeros for a pixel without a class.
     """
     features = features.flatten(2)
-    centres = features @ members / (members.sum(dim=1, keepdim=True) + 1e-6)  # 1e-6: as the original
-    centres = centres / centres.norm(dim=1, keepdim=True).clamp(min=NORM_EPS)
-    products = (members * (features.transpose(1, 2) @ centres)).sum(dim=-1)
+    centers = features @ members / (members.sum(dim=1, keepdim=True) + 1e-6)  # 1e-6: as the original
+    centers = centers / centers.norm(dim=1, keepdim=True).clamp(min=NORM_EPS)
+    products = (members * (features.transpose(1, 2) @ centers)).sum(dim=-1)
     return products / features.norm(dim=1).clamp(min=NORM_EPS)

@@ -89,7 +89,7 @@ def mean_squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
 
     `‖sᵀs − tᵀt‖² = ‖s sᵀ‖² − 2‖s tᵀ‖² + ‖t tᵀ‖²` needs C × C matrices only. The differences are formed in float64,
     since the three terms cancel as the student approaches the teacher; when little is left, and when N is no larger
-    than the channels, the N × N matrices are formed tile by tile instead. Reading the size costs one synchronisation.
+    than the channels, the N × N matrices are formed tile by tile instead. Reading the size costs one synchronization.
     """
     batch, positions = student.shape[0], student.shape[2]
     if positions <= student.shape[1] + teacher.shape[1]:

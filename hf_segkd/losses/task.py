@@ -28,9 +28,9 @@ class TaskLoss(DistillationLoss):
     Returns:
         `torch.Tensor`: Scalar, in nats; log K for uniform logits. 0 (with a graph) when every pixel is ignored.
 
-    Differs from the original: a batch without a labelled pixel gives 0 instead of NaN; logits are upsampled band by
+    Differs from the original: a batch without a labeled pixel gives 0 instead of NaN; logits are upsampled band by
     band, the same value with memory O(B·K·h·w) instead of O(B·K·H·W). As there, the mean is over the local batch:
-    processes with unequal numbers of labelled pixels do not train as one with the whole batch.
+    processes with unequal numbers of labeled pixels do not train as one with the whole batch.
     """
 
     needs_teacher = False

@@ -19,7 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class SegmentationImageProcessor(BaseImageProcessor):
     """Prepare images and label maps for a segmentation model, and turn its logits into label maps.
 
-    Order: resize · channel order · rescale · normalise. Plain torch: the result does not depend on torchvision.
+    Order: resize · channel order · rescale · normalize. Plain torch: the result does not depend on torchvision.
 
     Args:
         do_rescale (`bool`, *optional*, defaults to `True`): Whether to multiply pixels by `rescale_factor`.
@@ -72,7 +72,7 @@ class SegmentationImageProcessor(BaseImageProcessor):
             images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these): PIL images of any mode, uint8
                 arrays `(H, W, 3)` or `(3, H, W)`. Where both readings fit, arrays are channels-last, tensors first.
             segmentation_maps (same types, *optional*): Class ids, `(H, W)` each; a palette image gives its indices.
-                Resized by nearest neighbour only.
+                Resized by nearest neighbor only.
             return_tensors (`str`, *optional*): `"pt"` or `"np"` to stack the batch; `None` for lists of tensors.
 
         Returns:
@@ -159,14 +159,14 @@ def _to_image(image: Any) -> Tensor:
 
 
 def _to_map(segmentation_map: Any) -> Tensor:
-    # Never convert("L"): it would turn a palette's class ids into grey levels.
+    # Never convert("L"): it would turn a palette's class ids into gray levels.
     if isinstance(segmentation_map, Image.Image):
         segmentation_map = np.array(segmentation_map)
     labels = torch.as_tensor(segmentation_map)
     if labels.ndim != 2 or labels.is_floating_point():
         raise ValueError(
             f"A segmentation map must hold integer class ids of shape (H, W), got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}. Colour maps must be translated to class ids first."
+            f"{tuple(labels.shape)}. Color maps must be translated to class ids first."
         )
     return labels
 

@@ -165,7 +165,7 @@ class MobileViTStage(nn.Module):
         self.conv_1x1 = _named("convolution", nn.Conv2d(channels, size, kernel_size=1, bias=False))
         self.transformer = MobileViTTransformer(size, depth, config.num_attention_heads)
         self.layernorm = nn.LayerNorm(size, eps=1e-5)
-        # Without activation, unlike the paper's network and the ImageNet files: as CIRKD distils it.
+        # Without activation, unlike the paper's network and the ImageNet files: as CIRKD distills it.
         self.conv_projection = ConvNormAct(size, channels, 1)
         self.fusion = ConvNormAct(2 * channels, channels, 3, activation=nn.SiLU)
 

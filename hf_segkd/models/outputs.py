@@ -18,7 +18,7 @@ class SegmentationOutput(ModelOutput):
         loss (`torch.Tensor`, *optional*): Scalar cross-entropy, when labels were given.
         logits (`torch.Tensor` of shape `(B, K, h, w)`): Class scores before upsampling to the image.
         aux_logits (`torch.Tensor` of shape `(B, K, h', w')`, *optional*): Class scores of the auxiliary head.
-        features (`torch.Tensor` of shape `(B, C, h, w)`, *optional*): The map that the published methods distil.
+        features (`torch.Tensor` of shape `(B, C, h, w)`, *optional*): The map that the published methods distill.
         hidden_states (`tuple[torch.Tensor, ...]`, *optional*): Encoder maps, shallow to deep, `(B, C_i, h_i, w_i)`.
     """
 

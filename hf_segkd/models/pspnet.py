@@ -89,7 +89,7 @@ class PSPNetForSemanticSegmentation(SegmentationModel):
     """PSPNet on any backbone, for images of any size.
 
     Logits have the size of the backbone's last map: stride 8 on the dilated ones. `features` is what the classifier
-    reads, after dropout, as the originals distil it (`hidden_size` channels). `hidden_states` are the maps that the
+    reads, after dropout, as the originals distill it (`hidden_size` channels). `hidden_states` are the maps that the
     backbone returns.
 
     Args:

@@ -118,7 +118,7 @@ def plot_embeddings(maps: dict[str, tuple[np.ndarray, Tensor]], spec: DatasetSpe
         for label in present:
             chosen = (classes == label).numpy()
             color = [channel / 255 for channel in spec.palette[label]]
-            options = {"color": [color], "edgecolors": "grey", "linewidths": 0.2, "label": _plain(spec.labels[label])}
+            options = {"color": [color], "edgecolors": "gray", "linewidths": 0.2, "label": _plain(spec.labels[label])}
             axes.scatter(places[chosen, 0], places[chosen, 1], s=12, **options)
         axes.set(title=_plain(name), xticks=[], yticks=[])
     handles, names = axes.get_legend_handles_labels()

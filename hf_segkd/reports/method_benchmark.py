@@ -145,7 +145,7 @@ def plot_gains(results: list[MethodResult], path: str | Path) -> None:
     base, others = results[0], [result for result in results if result.gain is not None]
     figure = new_figure((7, 4.5))
     axes = figure.subplots()
-    axes.axhline(0, color="grey", linewidth=1)
+    axes.axhline(0, color="gray", linewidth=1)
     for result in others:
         ratio = result.seconds_per_step / base.seconds_per_step
         gain, low, high = (100 * x for x in result.gain)

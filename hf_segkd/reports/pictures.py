@@ -13,32 +13,32 @@ _FONT_SIZE = 14
 
 
 def colorize(
-    labels: np.ndarray | Image.Image, palette: Palette, ignore_colour: tuple[int, int, int] = (0, 0, 0)
+    labels: np.ndarray | Image.Image, palette: Palette, ignore_color: tuple[int, int, int] = (0, 0, 0)
 ) -> Image.Image:
     """Paint a map of class ids.
 
     Args:
-        labels (`np.ndarray` or `PIL.Image.Image`): Class ids (H, W); values without a colour count as ignored.
-        palette (`Sequence[tuple[int, int, int]]`): RGB colour of each class, 0 to 255.
-        ignore_colour (`tuple[int, int, int]`, *optional*, defaults to `(0, 0, 0)`): Colour of all other values.
+        labels (`np.ndarray` or `PIL.Image.Image`): Class ids (H, W); values without a color count as ignored.
+        palette (`Sequence[tuple[int, int, int]]`): RGB color of each class, 0 to 255.
+        ignore_color (`tuple[int, int, int]`, *optional*, defaults to `(0, 0, 0)`): Color of all other values.
 
     Returns:
         `PIL.Image.Image`: RGB, same size.
     """
     labels = _class_ids(labels)
-    colours = np.array([*palette, ignore_colour], dtype=np.uint8)
+    colors = np.array([*palette, ignore_color], dtype=np.uint8)
     known = (labels >= 0) & (labels < len(palette))
-    return Image.fromarray(colours[np.where(known, labels, len(palette))])
+    return Image.fromarray(colors[np.where(known, labels, len(palette))])
 
 
 def overlay(image: Image.Image, labels: np.ndarray | Image.Image, palette: Palette, alpha: float = 0.5) -> Image.Image:
-    """Blend class colours over an image; pixels without a class stay as they are.
+    """Blend class colors over an image; pixels without a class stay as they are.
 
     Args:
         image (`PIL.Image.Image`): Picture of the same size as `labels`.
         labels (`np.ndarray` or `PIL.Image.Image`): Class ids (H, W).
-        palette (`Sequence[tuple[int, int, int]]`): RGB colour of each class, 0 to 255.
-        alpha (`float`, *optional*, defaults to `0.5`): Share of the colours, 0 to 1.
+        palette (`Sequence[tuple[int, int, int]]`): RGB color of each class, 0 to 255.
+        alpha (`float`, *optional*, defaults to `0.5`): Share of the colors, 0 to 1.
 
     Raises:
         `ValueError`: If the sizes differ or `alpha` is out of range.
@@ -58,7 +58,7 @@ def overlay(image: Image.Image, labels: np.ndarray | Image.Image, palette: Palet
 
 
 def legend(labels: Sequence[str], palette: Palette, width: int = 2 * _CELL) -> Image.Image:
-    """Class names beside their colours, in as many columns as `width` (pixels) allows."""
+    """Class names beside their colors, in as many columns as `width` (pixels) allows."""
     font = ImageFont.load_default(_FONT_SIZE)
     row = _FONT_SIZE + _GAP
     column = int(max(font.getlength(name) for name in labels)) + row + 2 * _GAP
@@ -66,9 +66,9 @@ def legend(labels: Sequence[str], palette: Palette, width: int = 2 * _CELL) -> I
     rows = -(-len(labels) // columns)
     canvas = Image.new("RGB", (max(width, column + _GAP), rows * row + _GAP), "white")
     draw = ImageDraw.Draw(canvas)
-    for index, (name, colour) in enumerate(zip(labels, palette, strict=True)):
+    for index, (name, color) in enumerate(zip(labels, palette, strict=True)):
         x, y = _GAP + index % columns * column, _GAP + index // columns * row
-        draw.rectangle((x, y, x + _FONT_SIZE, y + _FONT_SIZE), fill=tuple(colour), outline="black")
+        draw.rectangle((x, y, x + _FONT_SIZE, y + _FONT_SIZE), fill=tuple(color), outline="black")
         draw.text((x + row, y + _FONT_SIZE / 2), name, fill="black", font=font, anchor="lm")
     return canvas
 
@@ -81,7 +81,7 @@ def side_by_side(
     Args:
         rows (`Sequence[dict[str, PIL.Image.Image]]`): Title to picture, the same titles in every row.
         labels (`Sequence[str]`, *optional*): Class names for the legend; none without them.
-        palette (`Sequence[tuple[int, int, int]]`, *optional*): RGB colour of each class.
+        palette (`Sequence[tuple[int, int, int]]`, *optional*): RGB color of each class.
 
     Raises:
         `ValueError`: If there is no row, or rows differ in their titles.
@@ -118,6 +118,6 @@ def _class_ids(labels: np.ndarray | Image.Image) -> np.ndarray:
 
 
 def _to_cell(picture: Image.Image) -> Image.Image:
-    # Nearest when enlarging, so that class borders stay sharp and colours stay those of the legend.
+    # Nearest when enlarging, so that class borders stay sharp and colors stay those of the legend.
     method = Image.Resampling.NEAREST if picture.width <= _CELL else Image.Resampling.BOX
     return picture.convert("RGB").resize((_CELL, max(1, round(picture.height * _CELL / picture.width))), method)

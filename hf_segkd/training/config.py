@@ -145,7 +145,7 @@ def _check_optimizer(args: DistillationConfig) -> None:
 
 
 def _without_nulls(losses: dict | str | None) -> dict:
-    """Leave out the methods that a recipe has set to null; a misspelt one would go on training unnoticed."""
+    """Leave out the methods that a recipe has set to null; a misspelled one would go on training unnoticed."""
     if isinstance(losses, str):
         raise ValueError(f"losses must be a mapping of methods, `{{kd: {{weight: 1}}}}`, got {losses!r}.")
     present = {name: options for name, options in (losses or {}).items() if options is not None}

@@ -61,24 +61,24 @@ def test_files_folders_and_globs_are_segmented_at_their_own_size(tmp_path, synth
     assert [Image.open(path).size for path in paths] == [(48, 32), (64, 40), (40, 40)]
 
 
-def test_palette_files_hold_class_ids_and_show_the_datasets_colours(tmp_path, synthetic_model):
-    """The same file serves programs (indices) and people (colours)."""
+def test_palette_files_hold_class_ids_and_show_the_datasets_colors(tmp_path, synthetic_model):
+    """The same file serves programs (indices) and people (colors)."""
     (path,) = run(synthetic_model, photo(tmp_path / "a.png"), out=tmp_path / "out")
     (ids,) = run(synthetic_model, tmp_path / "a.png", "--format", "ids", out=tmp_path / "ids")
     picture = Image.open(path)
     assert picture.mode == "P" and np.array_equal(np.array(picture), np.array(Image.open(ids)))
-    labels, colours = np.array(picture), np.array(picture.convert("RGB"))
+    labels, colors = np.array(picture), np.array(picture.convert("RGB"))
     assert len(np.unique(labels)) > 1
     for label in np.unique(labels):
-        assert np.unique(colours[labels == label], axis=0).tolist() == [list(DATASETS["synthetic"].palette[label])]
+        assert np.unique(colors[labels == label], axis=0).tolist() == [list(DATASETS["synthetic"].palette[label])]
 
 
-def test_overlay_shows_the_photo_through_the_colours(tmp_path, synthetic_model):
-    """Half photo, half colour."""
+def test_overlay_shows_the_photo_through_the_colors(tmp_path, synthetic_model):
+    """Half photo, half color."""
     (path,) = run(synthetic_model, photo(tmp_path / "a.png"), "--format", "overlay", out=tmp_path / "out")
     (ids,) = run(synthetic_model, tmp_path / "a.png", "--format", "ids", out=tmp_path / "ids")
-    colours = np.array(DATASETS["synthetic"].palette)[np.array(Image.open(ids))]
-    expected = (np.array(Image.open(tmp_path / "a.png")).astype(int) + colours) / 2
+    colors = np.array(DATASETS["synthetic"].palette)[np.array(Image.open(ids))]
+    expected = (np.array(Image.open(tmp_path / "a.png")).astype(int) + colors) / 2
     assert np.abs(np.array(Image.open(path)) - expected).max() <= 1
 
 
@@ -209,8 +209,8 @@ def test_a_datasets_split_is_predicted_by_image_id(tmp_path, synthetic_model):
     assert len(paths) == 2 and all(Image.open(path).size == (48, 32) for path in paths)
 
 
-def test_unknown_classes_get_distinct_colours():
-    """Two classes of one colour cannot be told apart in a picture."""
+def test_unknown_classes_get_distinct_colors():
+    """Two classes of one color cannot be told apart in a picture."""
     palette = palette_of({index: f"thing {index}" for index in range(40)})
     assert len(set(palette)) == 40
     assert palette_of(LABELS) == DATASETS["synthetic"].palette

@@ -64,7 +64,7 @@ def test_students_differ_in_the_teacher_and_in_nothing_else(tmp_path, fake_runs)
     """Other steps, networks or rates would be part of the gain."""
     quickstart.main(["--output_dir", str(tmp_path)])
     _, alone, distilled = (parse((ScriptArguments, DistillationConfig), argv)[1] for argv in fake_runs)
-    assert alone.pop("dataset_config") == {"num_train": 8} and distilled.pop("dataset_config") == {"num_labelled": 8}
+    assert alone.pop("dataset_config") == {"num_train": 8} and distilled.pop("dataset_config") == {"num_labeled": 8}
     assert distilled.pop("teacher") == str(tmp_path / "seed0" / "teacher")
     assert alone.pop("losses")["task"] == distilled.pop("losses")["task"]
     assert alone.pop("output_dir") != distilled.pop("output_dir")

@@ -19,7 +19,7 @@ def test_every_case_has_a_file():
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_accelerate_reads_it(name):
-    """A misspelt key is refused by accelerate only when it is launched, on the cluster."""
+    """A misspelled key is refused by accelerate only when it is launched, on the cluster."""
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
     assert config.num_processes == PROCESSES[name] and config.num_machines == (2 if name == "two_nodes" else 1)
 

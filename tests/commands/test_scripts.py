@@ -174,7 +174,7 @@ def test_label_values_outside_the_classes_are_named(tmp_path, camvid_folder):
 
 
 def test_teacher_with_other_classes_is_refused_with_both_lists(teacher, tmp_path, camvid_folder):
-    """A teacher of another dataset distils nonsense without complaint."""
+    """A teacher of another dataset distills nonsense without complaint."""
     argv = [recipe(tmp_path, dataset="camvid", dataset_config={}), "--data_dir", str(camvid_folder)]
     losses = ["--losses.kd.weight", "1", "--teacher", teacher]
     message = refusal([*argv, *losses, "--output_dir", str(tmp_path / "out")])

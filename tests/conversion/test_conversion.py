@@ -107,7 +107,7 @@ def test_config_is_read_from_the_shapes():
 
 
 def test_classes_get_their_names_and_must_be_as_many(original):
-    """A teacher of another dataset would distil its classes into wrong ones."""
+    """A teacher of another dataset would distill its classes into wrong ones."""
     model = convert(original, DATASETS["camvid"].id2label)
     assert model.config.id2label[0] == "Sky" and model.config.label2id["Bicyclist"] == 10
     with pytest.raises(ValueError, match="checkpoint has 11 classes, the dataset 2"):

@@ -10,7 +10,7 @@ import torch
 from dataset_builders import DATASETS
 from helpers import golden_models
 from helpers.paths import ROOT
-from hf_segkd.conversion import FAMILIES, convert, converted_processor, recognise
+from hf_segkd.conversion import FAMILIES, convert, converted_processor, recognize
 from hf_segkd.loading.any_model import load_model
 
 SCRIPT = ROOT / "scripts" / "convert.py"
@@ -75,7 +75,7 @@ def test_checkpoint_belongs_to_one_family(name):
 def test_config_is_read_from_the_shapes(name):
     """One file name exists for two generations of widths; class counts and stems are in no name at all."""
     state_dict = {key: torch.empty(shape, device="meta") for key, shape, _ in manifest(name)}
-    config = recognise(state_dict).config(state_dict)
+    config = recognize(state_dict).config(state_dict)
     backbone = config.backbone_config
     pool_width = None if config.model_type == "segkd_deeplabv3" else config.pool_hidden_size
     widths = (config.num_labels, config.hidden_size, pool_width, config.auxiliary_hidden_size)
@@ -102,7 +102,7 @@ def test_network_without_auxiliary_head_converts():
 
 def test_converted_model_reads_rgb_as_the_original_reads_bgr(original):
     """Channels in the wrong order cost points of mIoU and no error."""
-    model, family = convert(original), recognise(original)
+    model, family = convert(original), recognize(original)
     processor = converted_processor(family, model.config)
     assert not processor.do_rescale and not processor.do_flip_channel_order and processor.align_corners
     image = torch.randint(256, (3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -182,7 +182,7 @@ def test_backbone_file_is_no_checkpoint_of_a_network():
 
 
 def test_classes_get_their_names_and_must_be_as_many(original):
-    """A teacher of another dataset would distil its classes into wrong ones."""
+    """A teacher of another dataset would distill its classes into wrong ones."""
     count = original[classifier(original)].shape[0]
     model = convert(original, {index: f"name {index}" for index in range(count)})
     assert model.config.id2label[count - 1] == f"name {count - 1}" and model.config.num_labels == count

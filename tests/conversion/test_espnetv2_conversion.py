@@ -121,7 +121,7 @@ def test_as_teacher_and_as_student_it_has_the_classes_of_the_dataset(city, tmp_p
     torch.testing.assert_close(logits(load_model(str(tmp_path / "saved"))[0]), logits(student))
 
 
-def test_released_kind_distils_into_the_smallest_width(tmp_path):
+def test_released_kind_distills_into_the_smallest_width(tmp_path):
     """The teacher straight from its file; the student trains, is saved and opens again."""
     labels = {index: name for index, name in enumerate(DATASETS["synthetic"].labels)}
     torch.save(original(len(labels), width=1.0), tmp_path / "teacher.pth")

@@ -5,7 +5,7 @@ import torch
 from transformers import SegformerForSemanticSegmentation
 
 from helpers import golden_models
-from hf_segkd.conversion import convert, converted_processor, recognise
+from hf_segkd.conversion import convert, converted_processor, recognize
 from hf_segkd.conversion.segformer import config
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.pretrained import processor_of
@@ -49,7 +49,7 @@ def test_rgb_processor_gives_what_the_original_saw(original):
     weight = next(model.parameters())
     assert torch.equal(weight.flip(1), original["patch_embed1.proj.weight"])
     image = torch.randint(256, (3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-    processor = converted_processor(recognise(original), model.config)
+    processor = converted_processor(recognize(original), model.config)
     assert processor.align_corners
     pixel_values = processor(image, return_tensors="pt").pixel_values
     bgr = image.flip(0)[None] - torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(1, 3, 1, 1)

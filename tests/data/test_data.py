@@ -29,7 +29,7 @@ def blocks(height: int, width: int, size: int = 12, num_labels: int = 5) -> np.n
 
 
 def encoded_example(height: int, width: int) -> dict:
-    """Image whose grey level is 40 times the class id."""
+    """Image whose gray level is 40 times the class id."""
     labels = blocks(height, width)
     image = Image.fromarray(np.repeat(40 * labels[..., None], 3, axis=2))
     return {"image": image, "annotation": Image.fromarray(labels), "image_id": "street_7"}
@@ -44,8 +44,8 @@ def rows(count: int = 4, height: int = 24, width: int = 32, **changes) -> datase
 
 
 @pytest.mark.parametrize("spec", DATASETS.values(), ids=DATASETS)
-def test_every_dataset_has_one_distinct_colour_per_class(spec):
-    """Two classes of one colour cannot be told apart in any figure."""
+def test_every_dataset_has_one_distinct_color_per_class(spec):
+    """Two classes of one color cannot be told apart in any figure."""
     shared = 1 if spec.name == "ade20k" else 0  # its official palette paints skyscrapers like roads
     assert len(set(spec.palette)) + shared == len(set(spec.labels)) == spec.num_labels
     assert spec.label2id == {label: index for index, label in spec.id2label.items()}
@@ -58,8 +58,8 @@ def test_camvid_has_the_classes_of_segnet_in_their_order():
     assert DATASETS["camvid"].palette[3] == (128, 64, 128)
 
 
-def test_a_spec_with_a_missing_colour_is_refused():
-    """Figures would fail long after training, or shift every colour by one."""
+def test_a_spec_with_a_missing_color_is_refused():
+    """Figures would fail long after training, or shift every color by one."""
     with pytest.raises(ValueError, match="2 labels and 1 colors"):
         DatasetSpec("mine", ("a", "b"), ((0, 0, 0),))
 
@@ -79,7 +79,7 @@ def test_cropping_first_equals_resizing_everything_then_cropping(scale, size):
     for top, left in ((0, 0), (height - 20, width - 27), (7, 11)):
         resize, box = INTERPOLATIONS["antialias"], Box(top, left, 20, 27)
         crop, crop_labels = resize.image(image, scale, box, size[0]), resize.labels(labels, scale, box)
-        # One grey level: rounding of torch's uint8 kernel, whose weights depend on the window in principle.
+        # One gray level: rounding of torch's uint8 kernel, whose weights depend on the window in principle.
         assert (crop.int() - whole[:, top : top + 20, left : left + 27].int()).abs().max() <= 1
         assert torch.equal(crop_labels, whole_labels[top : top + 20, left : left + 27])
 
@@ -167,7 +167,7 @@ def test_evaluation_keeps_size_and_values():
 
 
 def test_palette_annotations_are_read_as_indices():
-    """convert("L") would turn class ids into the grey levels of their colours."""
+    """convert("L") would turn class ids into the gray levels of their colors."""
     labels = blocks(12, 24)
     palette = Image.fromarray(labels, mode="P")
     palette.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200, 90, 90, 90, 250, 250, 250])
@@ -175,13 +175,13 @@ def test_palette_annotations_are_read_as_indices():
     assert np.array_equal(read["annotation"].numpy(), labels)
 
 
-def test_grey_images_become_rgb():
-    """A single grey photo in a dataset would stop training with a shape error."""
+def test_gray_images_become_rgb():
+    """A single gray photo in a dataset would stop training with a shape error."""
     example = encoded_example(12, 12) | {"image": Image.new("L", (12, 12), 9)}
     assert read_example(example)["image"].shape == (3, 12, 12)
 
 
-def test_colour_annotations_are_refused_by_name():
+def test_color_annotations_are_refused_by_name():
     """The red channel of a color mask looks like class ids."""
     with pytest.raises(ValueError, match=r"'street_7' has shape \(24, 32, 3\).*class ids"):
         read_example(encoded_example(24, 32) | {"annotation": Image.new("RGB", (32, 24))})

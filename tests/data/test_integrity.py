@@ -46,7 +46,7 @@ def test_unreadable_files_are_named(photos, kind, damage):
 
 
 def test_a_cut_off_jpeg_is_unreadable(photos):
-    """Pillow can be told to fill the rest with grey: then nobody would notice."""
+    """Pillow can be told to fill the rest with gray: then nobody would notice."""
     path = photos / "images" / "val" / "val_9.jpg"
     (photos / "images" / "val" / "val_9.png").unlink()
     save(path, picture(9, (80, 64)))

@@ -1,4 +1,4 @@
-"""Names, colours and ids of the benchmark datasets against their official tables."""
+"""Names, colors and ids of the benchmark datasets against their official tables."""
 
 import csv
 import zlib
@@ -38,8 +38,8 @@ def test_number_of_classes_is_the_published_one(name, count):
         ("camvid", 3, "Road", (128, 64, 128)),
     ],
 )
-def test_known_classes_have_their_official_place_and_colour(name, index, label, color):
-    """Figures in other colours than everybody's are misread."""
+def test_known_classes_have_their_official_place_and_color(name, index, label, color):
+    """Figures in other colors than everybody's are misread."""
     assert (DATASETS[name].labels[index], DATASETS[name].palette[index]) == (label, color)
 
 
@@ -60,7 +60,7 @@ def test_cityscapes_has_35_label_ids_that_name_every_class_once():
     assert (LABEL_IDS[-1], LABEL_IDS[7], LABEL_IDS[33]) == ("license plate", "road", "bicycle")
 
 
-def test_ade20k_names_and_colours_are_those_of_the_official_files():
+def test_ade20k_names_and_colors_are_those_of_the_official_files():
     """Sixteen names differ in a widespread copy of this table."""
     if not SAMPLES.is_dir():
         pytest.skip("needs ../shared/samples/ade20k_sceneparsing")
@@ -74,7 +74,7 @@ def test_ade20k_names_and_colours_are_those_of_the_official_files():
     assert DATASETS["ade20k"].palette == tuple(map(tuple, colors.tolist()))
 
 
-def test_generated_colours_are_distinct_without_black():
+def test_generated_colors_are_distinct_without_black():
     """Black is what overlays use for ignored pixels."""
     assert [bit_color(index) for index in (0, 1, 2, 3, 8)] == [
         *((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (64, 0, 0))

@@ -27,7 +27,7 @@ def load(tmp_path):
 
 
 def test_folder_pairs_by_name_and_keeps_unlabeled_images_for_training(photos, load, caplog):
-    """Unlabelled photos are what distillation can use; validating on them would score nothing."""
+    """Unlabeled photos are what distillation can use; validating on them would score nothing."""
     train, validation = load(photos), load(photos, "validation")
     assert sorted([*train["image_id"], *validation["image_id"]]) == sorted(map(str, range(12)))
     bare = [row for row in train if set(np.array(row["annotation"]).flat) == {255}]

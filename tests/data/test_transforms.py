@@ -56,7 +56,7 @@ def test_two_hundred_draws_equal_the_originals_order_of_operations():
 
 
 def test_jitter_of_strength_zero_changes_nothing():
-    """A colour matrix that is almost the identity would dim every image a little."""
+    """A color matrix that is almost the identity would dim every image a little."""
     image = noise(30, 40)["image"]
     assert torch.equal(PhotometricJitter()(image, generator()), image)
 
@@ -98,19 +98,19 @@ def test_jitter_equals_the_four_changes_one_after_the_other(seed):
     assert np.abs(found - expected.clip(0, 255)).max() < 1.5  # rounding, and YIQ's constants of three digits
 
 
-def test_full_saturation_jitter_reaches_grey_and_keeps_luma():
+def test_full_saturation_jitter_reaches_gray_and_keeps_luma():
     """A saturation that dims the image is a second brightness."""
     image = noise(20, 20)["image"] // 2 + 60
     seed = min(range(300), key=lambda seed: float(torch.rand(4, generator=generator(seed))[2]))
-    grey = PhotometricJitter(saturation=1.0)(image, generator(seed)).float()
-    assert (grey.amax(0) - grey.amin(0)).max() < 5
+    gray = PhotometricJitter(saturation=1.0)(image, generator(seed)).float()
+    assert (gray.amax(0) - gray.amin(0)).max() < 5
     luma = (image.float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
-    assert (grey.mean(0) - luma).abs().max() < 3
+    assert (gray.mean(0) - luma).abs().max() < 3
 
 
 @pytest.mark.parametrize("options", [{"hue": 0.6}, {"contrast": -0.1}, {"brightness": 32}], ids=str)
 def test_impossible_jitter_is_refused_at_construction(options):
-    """MMSegmentation counts brightness in grey levels: 32 would make every image black or white."""
+    """MMSegmentation counts brightness in gray levels: 32 would make every image black or white."""
     with pytest.raises(ValueError, match=next(iter(options))):
         PhotometricJitter(**options)
 

@@ -230,7 +230,7 @@ def test_synthetic_splits_have_the_configured_size(tmp_path):
     ],
 )
 def test_bad_synthetic_configuration_is_refused(tmp_path, config, message):
-    """A misspelt size in a recipe would silently be the default."""
+    """A misspelled size in a recipe would silently be the default."""
     with pytest.raises(ValueError, match=message):
         open_dataset("synthetic", cache_dir=str(tmp_path), **config).split("train")
 

@@ -24,7 +24,7 @@ def test_cityscapes_maps_each_of_the_35_official_ids(tmp_path):
     assert [lookup[raw] for raw in sorted(evaluated)] == list(range(19))
 
 
-def test_cityscapes_test_split_is_unlabelled(tmp_path):
+def test_cityscapes_test_split_is_unlabeled(tmp_path):
     """Its published label files hold placeholders, which would be scored as truth."""
     root = write(tmp_path / "data", cityscapes())
     rows = open_dataset("cityscapes", str(root), cache_dir=str(tmp_path / "cache")).split("test")
@@ -32,7 +32,7 @@ def test_cityscapes_test_split_is_unlabelled(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_cityscapes_extra_images_are_unlabelled_training_images(tmp_path, zipped):
+def test_cityscapes_extra_images_are_unlabeled_training_images(tmp_path, zipped):
     """Distillation can use them; their coarse labels must not count as fine ones."""
     root = write(tmp_path / "data", cityscapes())
     inside = "leftImg8bit/train_extra/bonn/bonn_000000_000001_leftImg8bit.png"
@@ -52,7 +52,7 @@ def test_cityscapes_extra_images_are_unlabelled_training_images(tmp_path, zipped
 
 
 def test_voc_palette_pngs_are_read_as_indices(tmp_path):
-    """Read as grey levels, aeroplane (1) becomes 38, which is no class and easily mistaken for one."""
+    """Read as gray levels, aeroplane (1) becomes 38, which is no class and easily mistaken for one."""
     root = write(tmp_path / "data", voc_aug())
     rows = open_dataset("voc_aug", str(root), cache_dir=str(tmp_path / "cache")).split("validation")
     assert np.array(rows[0]["annotation"]).flat[:5].tolist() == [255, 1, 2, 20, 0]
@@ -131,7 +131,7 @@ def test_official_ade20k_samples_map_as_documented(folder, tmp_path):
 
 
 def test_published_camvid_has_the_class_histogram_of_a_direct_count(camvid, tmp_path):
-    """An image paired with its neighbour's annotation keeps the counts of images, and nothing else."""
+    """An image paired with its neighbor's annotation keeps the counts of images, and nothing else."""
     rows = open_dataset("camvid", str(camvid), cache_dir=str(tmp_path / "cache")).split("validation")
     direct = sum(
         np.bincount(np.array(Image.open(path)).ravel(), minlength=256) for path in (camvid / "valannot").glob("*.png")

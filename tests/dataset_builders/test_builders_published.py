@@ -26,7 +26,7 @@ def rows_of(split: datasets.Dataset) -> list:
 
 
 def test_official_tree_gives_counts_train_ids_and_ignored_pixels(name, root, tmp_path):
-    """One id off by one trains every class as its neighbour."""
+    """One id off by one trains every class as its neighbor."""
     splits = open_dataset(name, str(root), cache_dir=str(tmp_path / "cache")).all_splits()
     assert {split: len(rows) for split, rows in splits.items()} == COUNTS[name]
     row = splits["train"][0]

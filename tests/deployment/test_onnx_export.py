@@ -64,13 +64,13 @@ def test_labels_are_pytorchs_at_sizes_the_exporter_never_saw(exported, reference
 
 @pytest.mark.parametrize("precision, least", [("fp16", 0.98), ("int8", 0.6), ("int8_dynamic", 0.9)])
 def test_smaller_files_stay_near_pytorch(exported, reference, precision, least):
-    """A wrong scale or a channel order lost in quantisation leaves chance level: 10 %."""
+    """A wrong scale or a channel order lost in quantization leaves chance level: 10 %."""
     segmenter = OnnxSegmenter(exported[0] / f"model_{precision}.onnx")
     assert agreement(segmenter, reference, [images(*size) for size in SIZES]) >= least
 
 
 def test_static_int8_stores_convolutions_in_bytes(exported):
-    """A quantiser that skips every layer would agree with PyTorch perfectly."""
+    """A quantizer that skips every layer would agree with PyTorch perfectly."""
     file = onnx_export.onnx.load(exported[0] / "model_int8.onnx")
     weights = {item.name for item in file.graph.initializer if item.data_type == onnx_export.onnx.TensorProto.INT8}
     convolutions = [node for node in file.graph.node if node.op_type == "Conv"]
@@ -79,7 +79,7 @@ def test_static_int8_stores_convolutions_in_bytes(exported):
 
 
 def test_every_file_says_what_a_caller_needs(exported, reference):
-    """Without names and colours beside it, a file of class ids is a riddle."""
+    """Without names and colors beside it, a file of class ids is a riddle."""
     for path in exported[0].glob("*.onnx"):
         metadata = OnnxSegmenter(path).metadata
         assert metadata["id2label"] == {str(index): name for index, name in LABELS.items()}
@@ -240,7 +240,7 @@ def test_a_file_and_pytorch_are_scored_by_one_function(exported, reference):
 
 
 def test_measurements_compare_with_the_first():
-    """Compared with a neighbour instead, errors of a chain of files would hide."""
+    """Compared with a neighbor instead, errors of a chain of files would hide."""
     zeros = np.zeros((1, 4, 6), np.uint8)
     half = zeros.copy()
     half[:, :2] = 1

@@ -37,7 +37,7 @@ def test_features_are_read_at_the_pixels_place_whatever_the_stride(tiny_teacher)
     (fine, fine_classes), (coarse, coarse_classes) = results
     assert torch.equal(fine_classes, coarse_classes)
     fine, coarse = (vectors[:, :2] / vectors[:, 2:] for vectors in (fine, coarse))
-    inside = ((fine > 2 / 32) & (fine < 30 / 32)).all(dim=1)  # beyond the outermost centres the coarse map is constant
+    inside = ((fine > 2 / 32) & (fine < 30 / 32)).all(dim=1)  # beyond the outermost centers the coarse map is constant
     assert inside.sum() > 20 and torch.allclose(fine[inside], coarse[inside], atol=1e-5)
     assert torch.allclose(fine, coarse, atol=2 / 32)
 
@@ -52,10 +52,10 @@ def test_each_class_gives_at_most_the_wanted_pixels_of_an_image(tiny_teacher):
     assert torch.equal(vectors, again)
 
 
-def test_unlabelled_images_have_no_embeddings(tiny_teacher):
+def test_unlabeled_images_have_no_embeddings(tiny_teacher):
     """An empty map with a legend looks like a result."""
     scenes = [{**scene, "labels": torch.full_like(scene["labels"], 255)} for scene in TinyScenes(2)]
-    with pytest.raises(ValueError, match="None of these images has a labelled pixel"):
+    with pytest.raises(ValueError, match="None of these images has a labeled pixel"):
         pixel_embeddings(Segmenter(tiny_teacher, processor_of(tiny_teacher)), scenes)
 
 

@@ -114,7 +114,7 @@ def test_a_metric_without_images_says_so():
 
 
 def test_prediction_at_an_ignored_pixel_counts_nowhere():
-    """Counting it in the union would punish models for regions that nobody labelled."""
+    """Counting it in the union would punish models for regions that nobody labeled."""
     references = torch.tensor([[0, 255]])
     for wild in (0, 1, 7, 255):
         assert confusion_matrix(torch.tensor([[0, wild]]), references, 2).tolist() == [[1, 0], [0, 0]]
@@ -123,7 +123,7 @@ def test_prediction_at_an_ignored_pixel_counts_nowhere():
 
 
 def test_all_pixels_ignored_gives_nan_without_a_warning(recwarn):
-    """One unlabelled image must not crash or flood the log."""
+    """One unlabeled image must not crash or flood the log."""
     result = scores(confusion_matrix(torch.zeros(1, 4).long(), torch.full((1, 4), 255), 3))
     assert np.isnan(result["mean_iou"]) and np.isnan(result["overall_accuracy"]) and result["mean_iou_all"] == 0
     assert not recwarn.list
@@ -189,5 +189,5 @@ def test_scores_equal_the_original_code(case):
 
 
 def test_golden_metric_cases_exist():
-    """An empty parametrisation passes silently."""
+    """An empty parametrization passes silently."""
     assert golden_cases()

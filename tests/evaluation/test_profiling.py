@@ -55,7 +55,7 @@ def test_every_variant_is_measured(variant):
 
 
 def test_unknown_variants_are_refused():
-    """Measured as eager, a misspelt variant would be a wrong number with a name."""
+    """Measured as eager, a misspelled variant would be a wrong number with a name."""
     with pytest.raises(ValueError, match="Unknown variant 'fp8'"):
         measure(TwoLayers(), (16, 16), "fp8")
 

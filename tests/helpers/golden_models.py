@@ -15,7 +15,7 @@ golden_rule = golden_folder.rule("models/golden_rule.py")
 
 
 def names() -> list[str]:
-    """Names of the networks in the folder; a network that no family recognises is among them, and fails."""
+    """Names of the networks in the folder; a network that no family recognizes is among them, and fails."""
     return [path.stem for path in sorted(FOLDER.glob("*.json")) if "state_dict" in json.loads(path.read_text())]
 
 

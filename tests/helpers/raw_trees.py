@@ -20,7 +20,7 @@ def picture(seed: int, suffix: str) -> bytes:
 
 
 def mask(*values: int, palette: bool = False) -> bytes:
-    """PNG whose first pixels hold `values`, the others the last of them; grey, or with VOC's palette."""
+    """PNG whose first pixels hold `values`, the others the last of them; gray, or with VOC's palette."""
     raw = np.full(SIZE[::-1], values[-1], dtype=np.uint8)
     raw.flat[: len(values)] = values
     image = Image.fromarray(raw)

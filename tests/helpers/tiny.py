@@ -23,7 +23,7 @@ RECIPE = {
 
 
 class TinyScenes(torch.utils.data.Dataset):
-    """Blocks whose colour tells their class, 32x32 pixels, made from the index alone."""
+    """Blocks whose color tells their class, 32x32 pixels, made from the index alone."""
 
     def __init__(self, count=8, num_labels=10, offset=0, size=32):
         self.count, self.num_labels, self.offset, self.size = count, num_labels, offset, size

@@ -40,7 +40,7 @@ def local_images(case: str) -> int:
 
 
 def batches(case: str, size: int):
-    """The batches of all processes together: as many labelled pixels in each image."""
+    """The batches of all processes together: as many labeled pixels in each image."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
         shape = (2 * local_images(case), 3, size, size)

@@ -95,7 +95,7 @@ def test_scale_counts_what_processes_send():
 
 @pytest.mark.slow
 def test_gpu_script_is_rehearsed_on_a_cpu(tmp_path):
-    """A minute on a borrowed GPU is too dear for a misspelt name."""
+    """A minute on a borrowed GPU is too dear for a misspelled name."""
     flags = ["--device", "cpu", "--batch", "3", "--crop", "64", "128", "--passes", "1", "--only", "kd", "holistic"]
     command = [sys.executable, "-m", "benchmarks.gpu", *flags, "--output", str(tmp_path / "gpu")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Teachers of other class spaces: matched by name, by a recipe, or refused; and what distil.py makes of them."""
+"""Teachers of other class spaces: matched by name, by a recipe, or refused; and what distill.py makes of them."""
 
 import importlib
 import json
@@ -85,7 +85,7 @@ def test_one_teacher_class_for_two_is_refused():
 
 @pytest.mark.parametrize("mapping", [{"skies": "sky"}, {"sky": "skies"}])
 def test_unknown_names_in_the_mapping_are_refused(mapping):
-    """A misspelt name would leave the class as it was."""
+    """A misspelled name would leave the class as it was."""
     with pytest.raises(ValueError, match="has no class 'skies'. Did you mean 'sky'?"):
         match_classes(["sky", "road"], ("sky", "road"), mapping)
 

@@ -79,7 +79,7 @@ def test_converted_checkpoint_runs_in_transformers_pipeline(converted):
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_converted_checkpoint_distils_and_is_distilled(role, checkpoint, converted, tmp_path, small_camvid):
+def test_converted_checkpoint_distills_and_is_distilled(role, checkpoint, converted, tmp_path, small_camvid):
     """The released research model in one command: as a file for the teacher, as a folder for the student."""
     models = {"teacher": str(checkpoint), "student": {"model_type": "espnet", "use_decoder": False}}
     if role == "student":

@@ -5,7 +5,7 @@ import torch
 
 from helpers import golden_models
 from helpers.tiny import LABELS, TinyScenes
-from hf_segkd.conversion import convert, converted_processor, recognise
+from hf_segkd.conversion import convert, converted_processor, recognize
 from hf_segkd.evaluation.confusion import scores
 from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import Segmenter
@@ -68,7 +68,7 @@ def test_a_backbone_file_of_either_order_gives_the_features_of_the_whole_checkpo
     }
     student, student_processor = load_model(spec, LABELS)
     image = torch.randint(256, (1, 3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    expected = backbone_features(whole, converted_processor(recognise(checkpoint), whole.config), image)
+    expected = backbone_features(whole, converted_processor(recognize(checkpoint), whole.config), image)
     for ours, theirs in zip(backbone_features(student, student_processor, image), expected, strict=True):
         # Three products summed in another order: float32 rounding of values up to 1e2.
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
@@ -99,7 +99,7 @@ def test_weights_of_unknown_order_are_left_as_they_are(checkpoint, tmp_path):
     ids=str,
 )
 def test_what_a_new_student_cannot_be_is_refused(fields, message):
-    """A misspelt field would train another start than the recipe says."""
+    """A misspelled field would train another start than the recipe says."""
     with pytest.raises(ValueError, match=message):
         load_model(SEGFORMER | fields, LABELS)
 

@@ -71,7 +71,7 @@ def test_every_kind_of_teacher_distils(name, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(set(FEATURE_MODULES) & set(SEMANTIC)))
 def test_features_of_native_models_are_what_their_classifier_reads(name):
-    """The papers distil that map; one layer earlier has as plausible a shape."""
+    """The papers distill that map; one layer earlier has as plausible a shape."""
     model = expose_features(native(name, LABELS))
     head = {"dpt": "head.head.4", "upernet": "decode_head.classifier"}
     read = next(x for x, _ in model.named_modules() if x == head.get(name) or x.endswith("head.classifier"))
@@ -147,7 +147,7 @@ def test_query_logits_have_the_processors_best_class(name):
     assert torch.equal(query_logits(class_logits, mask_logits).argmax(dim=1), torch.stack(list(found)))
 
 
-def test_query_logits_softmax_is_the_normalised_score():
+def test_query_logits_softmax_is_the_normalized_score():
     """By hand: the query is class 0 with 1/2, class 1 with 1/4, nothing with 1/4; the other one class 1 for sure."""
     class_logits = torch.tensor([[[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]]]).log()
     mask_logits = torch.tensor([0.8, 0.1]).logit().view(1, 2, 1, 1)
@@ -264,7 +264,7 @@ class Seen(torch.nn.Module):
 
 
 def test_teacher_sees_its_own_order_mean_and_std_inside_the_trainer(tmp_path):
-    """The student's normalisation would make it a worse teacher without a word."""
+    """The student's normalization would make it a worse teacher without a word."""
     processor = SegmentationImageProcessor(
         do_flip_channel_order=True, image_mean=[0.1, 0.3, 0.5], image_std=[0.5, 0.7, 0.9]
     )

@@ -75,8 +75,8 @@ def test_a_class_queue_takes_pixels_of_its_class_and_its_mean():
         assert loss.pixel_pointer.tolist() == [16, 16, 0] and loss.region_pointer.tolist() == [1, 1, 0]
 
 
-def test_memory_loss_without_a_labelled_pixel_is_zero_and_leaves_the_queues():
-    """The original returns NaN there, which one unlabelled crop turns into a lost run."""
+def test_memory_loss_without_a_labeled_pixel_is_zero_and_leaves_the_queues():
+    """The original returns NaN there, which one unlabeled crop turns into a lost run."""
     loss, (student, teacher, labels) = memory(), maps()
     before = loss.pixel_queue.clone()
     terms = call(loss, student, teacher, torch.full_like(labels, 255))

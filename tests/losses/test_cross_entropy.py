@@ -102,7 +102,7 @@ def test_labels_of_any_integer_type_count_alike(ignore_index, dtype):
     torch.testing.assert_close(found, segmentation_loss(draw(2, K, 4, 4), labels, ignore_index, True))
 
 
-def test_a_batch_without_labelled_pixels_gives_zero_and_a_zero_gradient():
+def test_a_batch_without_labeled_pixels_gives_zero_and_a_zero_gradient():
     """0/0 would be a NaN that the optimizer spreads over all weights."""
     labels = torch.full((2, 8, 8), IGNORE)
     value, gradient = value_and_gradient(lambda x: upsampled_cross_entropy(x, labels, IGNORE, True), draw(2, K, 4, 4))

@@ -86,14 +86,14 @@ def test_dist_temperature_divides_the_logits_and_scales_by_its_square():
 
 
 def test_ifvd_of_two_orthogonal_pixels_and_one_ignored():
-    """Centre (½, ½), cosine 1/√2 against the teacher's 1; the ignored pixel adds 0 but is counted in the mean."""
+    """Center (½, ½), cosine 1/√2 against the teacher's 1; the ignored pixel adds 0 but is counted in the mean."""
     student, teacher = features(torch.eye(2).double().repeat(1, 2)[None, :, None, :3], torch.ones(1, 2, 1, 3).double())
     value = call("ifvd", student, teacher, torch.tensor([[[1, 1, 255]]]))
     assert value.item() == pytest.approx(2 * (1 - 0.5**0.5) ** 2 / 3, rel=1e-5)
 
 
 def test_ifvd_classes_are_per_image():
-    """Centres over the batch would mix images that share a class: here each image is its own centre."""
+    """Centers over the batch would mix images that share a class: here each image is its own center."""
     student, teacher = features(draw(2, 3, 1, 1).expand(2, 3, 4, 4), torch.ones(2, 3, 4, 4).double())
     labels = torch.ones(2, 8, 8, dtype=torch.long)
     assert call("ifvd", student, teacher, labels).item() == pytest.approx(0, abs=1e-12)

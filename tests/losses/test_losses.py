@@ -36,7 +36,7 @@ from hf_segkd.models import SegmentationOutput
 from hf_segkd.training.distiller import Distiller
 
 # These run over all losses, so that a name in them says nothing about a loss's own values.
-COMMON_TESTS = ("test_losses.py", "test_distributed.py", "test_unlabelled.py", "test_end_to_end.py")
+COMMON_TESTS = ("test_losses.py", "test_distributed.py", "test_unlabeled.py", "test_end_to_end.py")
 # Values of a student that equals its teacher, where they are not 0.
 FLOORS: dict[str, float] = {}
 LAYERED = [name for name, loss in LOSSES.items() if "layer" in signature(loss).parameters]
@@ -105,7 +105,7 @@ def test_loss_makes_its_parameters_and_state_at_construction(name):
     ],
 )
 def test_loss_and_gradients_are_finite(name, options, label):
-    """NaN on an unlabelled batch, or a crash when strides differ, would kill a run after hours."""
+    """NaN on an unlabeled batch, or a crash when strides differ, would kill a run after hours."""
     loss, (student, teacher) = build(name), pair(name, **options)
     labels = labels_for(name, options.get("batch"), label)
     if len(labels) < LOSSES[name].min_batch:
@@ -200,8 +200,8 @@ def test_cwd_projects_only_when_channels_differ():
     assert build("cwd").projector.weight.shape == (TEACHER_CHANNELS, STUDENT_CHANNELS, 1, 1)
 
 
-def test_task_loss_of_uniform_logits_is_log_k_and_counts_only_labelled_pixels():
-    """A mean over all pixels instead of the labelled ones would shrink the loss with the void area."""
+def test_task_loss_of_uniform_logits_is_log_k_and_counts_only_labeled_pixels():
+    """A mean over all pixels instead of the labeled ones would shrink the loss with the void area."""
     labels = labels_for("task")
     student = SegmentationOutput(logits=torch.zeros(2, K, 8, 8))
     assert build("task")(student, None, labels).item() == pytest.approx(math.log(K), rel=1e-6)
@@ -218,7 +218,7 @@ def test_task_loss_of_uniform_logits_is_log_k_and_counts_only_labelled_pixels():
     ],
 )
 def test_wrong_losses_in_a_recipe_are_named(specs, message):
-    """A misspelt option that is silently ignored would train something else than what was written."""
+    """A misspelled option that is silently ignored would train something else than what was written."""
     with pytest.raises(ValueError) as error:
         check_losses(specs)
     assert message in str(error.value)

@@ -160,7 +160,7 @@ def test_tf32_is_used_where_pytorch_uses_it():
 
 @needs_gpu
 def test_the_gpu_is_never_waited_for_and_holds_no_map():
-    """A synchronisation per block would leave the GPU idle; a map of 8192 positions is 256 MiB."""
+    """A synchronization per block would leave the GPU idle; a map of 8192 positions is 256 MiB."""
     student, teacher = (units(2, 8192, 64, seed=seed).to(DEVICE, torch.float32) for seed in (0, 1))
     student.requires_grad_()
     image_pair_kl(student, teacher, 0.1).backward()  # compiles

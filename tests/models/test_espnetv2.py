@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers import golden_espnetv2, golden_folder
-from hf_segkd.conversion import convert, converted_processor, load_original, recognise
+from hf_segkd.conversion import convert, converted_processor, load_original, recognize
 from hf_segkd.evaluation.profiling import count_macs
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import default_processor
@@ -42,7 +42,7 @@ def test_released_file_gives_the_originals_maps(name):
     state_dict = load_original(golden_espnetv2.released(f"espnetv2/{case['file']}"))
     model, expected, image = convert(state_dict), golden_espnetv2.outputs(case), golden_espnetv2.image(case)
     assert torch.equal(image, expected["input"])
-    pixel_values = converted_processor(recognise(state_dict), model.config)(image, return_tensors="pt")["pixel_values"]
+    pixel_values = converted_processor(recognize(state_dict), model.config)(image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         output = model(pixel_values, output_hidden_states=True)
     assert list(output.logits.shape) == case["tensors"]["logits"]["shape"]
@@ -119,7 +119,7 @@ def test_any_image_size_works(size):
 
 
 def test_features_are_the_encoders_last_map():
-    """The map that the classifier reads has half as many channels as there are classes: too few to distil."""
+    """The map that the classifier reads has half as many channels as there are classes: too few to distill."""
     output = new_model(1.0)(images(32, 48), output_hidden_states=True)
     assert output.features is output.hidden_states[-1] and output.aux_logits is None
     assert [state.shape[1] for state in output.hidden_states] == [32, 64, 128, 256]

@@ -1,4 +1,4 @@
-"""The image processor and the normalisation on the device, which must agree to the last bit."""
+"""The image processor and the normalization on the device, which must agree to the last bit."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def pixels():
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_normalization_equals_the_processor(name, pixels):
-    """Training normalises on the device, released folders with the processor: both must feed the same numbers."""
+    """Training normalizes on the device, released folders with the processor: both must feed the same numbers."""
     expected = torch.as_tensor(np.array(PROCESSORS[name](Image.fromarray(pixels), return_tensors="np").pixel_values))
     batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
     actual = InputNormalization.from_processor(PROCESSORS[name])(batch)
@@ -69,7 +69,7 @@ def test_every_kind_of_image_gives_the_same_values(pixels):
         assert torch.equal(processor(kind, return_tensors="pt").pixel_values, expected)
 
 
-def test_grey_and_palette_images_become_rgb():
+def test_gray_and_palette_images_become_rgb():
     """Datasets mix modes; a one-channel array would be refused in the middle of an epoch."""
     for mode in ("L", "P", "1", "CMYK"):
         values = SegmentationImageProcessor()(Image.new(mode, (6, 4)), return_tensors="pt").pixel_values
@@ -84,7 +84,7 @@ def test_array_that_is_not_rgb_bytes_is_refused(image):
 
 
 def test_palette_map_gives_its_class_ids():
-    """Converted to grey, ids 0 1 2 of a VOC label become 0 38 75."""
+    """Converted to gray, ids 0 1 2 of a VOC label become 0 38 75."""
     ids = np.array([[0, 1], [2, 255]], dtype=np.uint8)
     palette = Image.fromarray(ids, mode="P")
     palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
@@ -119,7 +119,7 @@ def test_maps_that_do_not_fit_their_images_are_refused():
     for maps in ([np.zeros((6, 4), np.uint8)], [np.zeros((4, 6), np.uint8)] * 2):
         with pytest.raises(ValueError, match="one segmentation map of its own size"):
             SegmentationImageProcessor()([image], maps)
-    with pytest.raises(ValueError, match="Colour maps must be translated"):
+    with pytest.raises(ValueError, match="Color maps must be translated"):
         SegmentationImageProcessor()([image], [image])
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation
 
 from helpers import golden_models
-from hf_segkd.conversion import convert, recognise
+from hf_segkd.conversion import convert, recognize
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import expose_features
 from hf_segkd.loading.pretrained import processor_of
@@ -44,7 +44,7 @@ def test_converted_network_equals_the_original(name):
     """A wrong order of concatenation, dilation, eps or key map shows in no shape, only in the numbers."""
     case, expected = golden_models.read(name), golden_models.outputs(name)
     state_dict = golden_models.original_state_dict(case)
-    model, family = expose_features(convert(state_dict)), recognise(state_dict)
+    model, family = expose_features(convert(state_dict)), recognize(state_dict)
     # SegFormer's fusing bias is folded into the norm after it.
     folded = sum(shape[0] for key, shape, _ in case["state_dict"] if key == "linear_fuse.0.bias")
     assert model.num_parameters() == case["params"] - folded
@@ -180,7 +180,7 @@ def test_decoder_refuses_fewer_than_five_classes():
     ],
 )
 def test_new_model_that_cannot_be_made_says_what_was_meant(spec, message):
-    """A misspelt field would be kept by transformers as an attribute that nothing reads."""
+    """A misspelled field would be kept by transformers as an attribute that nothing reads."""
     with pytest.raises(ValueError, match=message):
         load_model(spec, id2label=LABELS)
 

@@ -99,7 +99,7 @@ def test_other_native_model_has_no_features_until_a_module_is_named(monkeypatch)
 
 
 def test_unknown_module_names_the_closest(segformer):
-    """A misspelt path must not end in a traceback from inside torch."""
+    """A misspelled path must not end in a traceback from inside torch."""
     with pytest.raises(ValueError, match="no module 'decode_head.activations'.*decode_head.activation"):
         expose_features(segformer, "decode_head.activations")
 

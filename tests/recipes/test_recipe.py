@@ -113,7 +113,7 @@ def test_losses_that_are_null_are_left_out(tmp_path):
         DistillationConfig(output_dir=str(tmp_path), use_cpu=True, losses={"task": None})
 
 
-def test_misspelt_null_is_refused(tmp_path):
+def test_misspelled_null_is_refused(tmp_path):
     """The loss that was meant would go on training unnoticed."""
     with pytest.raises(ValueError, match="losses.adverserial is null.*no such loss.*task, adversarial"):
         losses = {"task": {}, "adversarial": {}, "adverserial": None}

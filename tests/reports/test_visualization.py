@@ -10,14 +10,14 @@ from hf_segkd.reports.pictures import colorize, legend, overlay, side_by_side
 PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
-def test_each_class_gets_its_colour_and_ignored_pixels_another():
+def test_each_class_gets_its_color_and_ignored_pixels_another():
     """An ignored pixel painted like a class would look like an error of the model."""
-    picture = np.array(colorize(np.array([[0, 1], [2, 255]]), PALETTE, ignore_colour=(9, 9, 9)))
+    picture = np.array(colorize(np.array([[0, 1], [2, 255]]), PALETTE, ignore_color=(9, 9, 9)))
     assert picture.reshape(4, 3).tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]]
     assert np.array(colorize(np.array([[-1]]), PALETTE)).tolist() == [[[0, 0, 0]]]
 
 
-def test_palette_pictures_are_coloured_by_index():
+def test_palette_pictures_are_colored_by_index():
     """Annotations arrive as PIL pictures, often with a palette of their own."""
     annotation = Image.fromarray(np.array([[1]], dtype=np.uint8), mode="P")
     annotation.putpalette([7, 7, 7, 8, 8, 8])
@@ -31,7 +31,7 @@ def test_logits_are_not_taken_for_class_ids():
 
 
 def test_overlay_blends_classes_and_leaves_ignored_pixels():
-    """Darkened ignored regions would hide what was not labelled."""
+    """Darkened ignored regions would hide what was not labeled."""
     image = Image.new("RGB", (2, 1), (100, 100, 100))
     blended = np.array(overlay(image, np.array([[0, 255]]), PALETTE, alpha=0.5))[0]
     assert np.abs(blended[0].astype(int) - [177, 50, 50]).max() <= 1
@@ -46,24 +46,24 @@ def test_overlay_refuses_other_sizes_and_shares():
         overlay(Image.new("RGB", (1, 1)), np.array([[0]]), PALETTE, alpha=50)
 
 
-def colours(picture: Image.Image) -> set:
-    return {colour for _, colour in picture.getcolors(maxcolors=2**24)}
+def colors(picture: Image.Image) -> set:
+    return {color for _, color in picture.getcolors(maxcolors=2**24)}
 
 
 @pytest.mark.parametrize("width", [40, 200, 1000])
-def test_legend_shows_every_colour_at_any_width(width):
+def test_legend_shows_every_color_at_any_width(width):
     """Classes past the right edge would be cut off."""
     picture = legend(("road", "a rather long class name", "car"), PALETTE, width)
-    assert set(PALETTE) <= colours(picture)
+    assert set(PALETTE) <= colors(picture)
 
 
 def test_side_by_side_keeps_the_palette_and_stacks_rows():
-    """Smooth enlargement would invent colours that the legend does not have."""
+    """Smooth enlargement would invent colors that the legend does not have."""
     row = {"image": Image.new("L", (8, 6), 50), "student": colorize(np.array([[0, 1], [2, 0]]), PALETTE)}
     one, two = side_by_side([row], ("a", "b", "c"), PALETTE), side_by_side([row, row], ("a", "b", "c"), PALETTE)
     assert one.width == two.width and two.height > one.height
     cell = side_by_side([{"x": row["student"]}]).crop((8, 30, 264, 286))
-    assert colours(cell) == set(PALETTE)
+    assert colors(cell) == set(PALETTE)
 
 
 def test_rows_with_other_titles_are_refused():

@@ -177,7 +177,7 @@ def test_weight_of_a_named_term_counts(tmp_path, tiny_student, caplog):
 
 
 def test_teacher_that_knows_nothing_is_warned_of_at_the_first_evaluation(tmp_path, tiny_student, tiny_teacher, caplog):
-    """Permuted classes or swapped colour channels distil noise, and the losses go down all the same."""
+    """Permuted classes or swapped color channels distill noise, and the losses go down all the same."""
     options = {**QUIET, "eval_strategy": "steps", "eval_steps": 1}
     messages = warnings_of(caplog, trainer_for(tmp_path, tiny_student, tiny_teacher, **options))
     assert len(messages) == 1 and "on 3 evaluation images" in messages[0] and "teacher_classes" in messages[0]

@@ -13,7 +13,7 @@ from helpers.two_processes import CASES, train
 from hf_segkd.losses import LOSSES
 
 # Where two processes with half the batch each do not train as one with the whole batch, and why. Everywhere else they
-# do: with frozen BatchNorm and as many labelled pixels in each process.
+# do: with frozen BatchNorm and as many labeled pixels in each process.
 DIFFERENT = {
     "kd, cross_entropy_sum": "it is a sum over the images of a process, not their mean",
     "dist": "one of its terms correlates all pixels of the local batch",

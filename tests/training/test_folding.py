@@ -17,7 +17,7 @@ from hf_segkd.training.trainer import DistillationTrainer
 NETWORKS = {
     "deeplabv3": ({"model_type": "deeplabv3", "backbone": "resnet18", "num_labels": 5, "hidden_size": 16}, 31),
     "upernet on MobileNetV3": ({"model_type": "upernet", "backbone": "mobilenetv3_small", "num_labels": 5}, 46),
-    # ESPNet's normalise concatenations, or the output of a convolution that others read too.
+    # ESPNet's normalize concatenations, or the output of a convolution that others read too.
     "espnet": ({"model_type": "espnet", "num_labels": 5}, 0),
 }
 
@@ -80,7 +80,7 @@ def test_half_precision_is_folded_too():
 
 
 def test_convolution_read_twice_is_left_alone():
-    """Whoever else reads its output would get normalised values."""
+    """Whoever else reads its output would get normalized values."""
     for shared in (False, True):
         with folded_batch_norms(with_statistics(Toy(shared)), (8, 8)) as folded:
             assert folded == (not shared)

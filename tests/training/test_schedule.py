@@ -60,7 +60,7 @@ def test_trainer_weighs_each_step_by_its_place_in_the_run(tmp_path, tiny_student
     ],
 )
 def test_wrong_schedules_are_named(schedule, message):
-    """A schedule in steps, or with a misspelt key, would silently weigh the loss as if it were constant."""
+    """A schedule in steps, or with a misspelled key, would silently weigh the loss as if it were constant."""
     with pytest.raises(ValueError) as error:
         check_losses({"kd": {"schedule": schedule}})
     assert message in str(error.value)

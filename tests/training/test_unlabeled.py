@@ -40,21 +40,21 @@ def forward(distiller: Distiller, name: str, labels: torch.Tensor):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_term_either_ignores_the_labels_or_is_zero_without_them(name):
-    """A term that is scaled by the labelled pixels, though it reads none, is NaN or 0 on the unlabelled images."""
-    labelled = forward(distiller_for(name), name, labels_for(name)).terms
-    unlabelled = forward(distiller_for(name), name, labels_for(name, value=IGNORE))
-    unlabelled.loss.backward()
-    for term, value in unlabelled.terms.items():
+    """A term that is scaled by the labeled pixels, though it reads none, is NaN or 0 on the unlabeled images."""
+    labeled = forward(distiller_for(name), name, labels_for(name)).terms
+    unlabeled = forward(distiller_for(name), name, labels_for(name, value=IGNORE))
+    unlabeled.loss.backward()
+    for term, value in unlabeled.terms.items():
         if term in NEED_LABELS:
-            assert value.item() == 0.0 and labelled[term].item() > 0.0, term
+            assert value.item() == 0.0 and labeled[term].item() > 0.0, term
         elif term in WHOLE_WITHOUT_LABELS:
-            assert value.item() > 0.0 and not torch.equal(value, labelled[term]), term
+            assert value.item() > 0.0 and not torch.equal(value, labeled[term]), term
         else:
-            assert torch.equal(value, labelled[term]), term
+            assert torch.equal(value, labeled[term]), term
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_student_learns_from_unlabelled_images_unless_all_terms_need_labels(name):
+def test_student_learns_from_unlabeled_images_unless_all_terms_need_labels(name):
     """Structured KD's best CamVid result is trained on 2000 of them; a lost graph would crash or teach nothing."""
     distiller = distiller_for(name)
     before = [x.clone() for x in distiller.student.parameters()]
@@ -71,7 +71,7 @@ def test_student_learns_from_unlabelled_images_unless_all_terms_need_labels(name
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_mixed_batch_trains_with_the_task_loss(name):
-    """Labelled and unlabelled images come in one loader: the cross-entropy must be that of the labelled ones."""
+    """Labeled and unlabeled images come in one loader: the cross-entropy must be that of the labeled ones."""
     mixed = labels_for(name)
     mixed[0] = IGNORE
     distiller = distiller_for(name, "task")
@@ -79,13 +79,13 @@ def test_mixed_batch_trains_with_the_task_loss(name):
     output.loss.backward()
     assert output.loss.isfinite() and all(x.grad.isfinite().all() for x in distiller.student.parameters())
     torch.manual_seed(0)
-    labelled = torch.randn(images(name), 3, side(name), side(name))[1:]
-    alone = total(build("task")(distiller.student(labelled), None, mixed[1:]))
+    labeled = torch.randn(images(name), 3, side(name), side(name))[1:]
+    alone = total(build("task")(distiller.student(labeled), None, mixed[1:]))
     assert output.terms["task"].item() == pytest.approx(alone.item(), rel=1e-5)
 
 
-def test_unlabelled_image_adds_nothing_to_ifvd_and_enters_no_queue():
-    """In a mixed batch, what has no class must be neither a centre nor a key."""
+def test_unlabeled_image_adds_nothing_to_ifvd_and_enters_no_queue():
+    """In a mixed batch, what has no class must be neither a center nor a key."""
     labels = labels_for("ifvd")
     mixed = labels.clone()
     mixed[0] = IGNORE
