@@ -119,6 +119,8 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[tuple, di
         values = vars(parser.parse_args([word for key, values in given for word in _as_words(key, values)]))
         for key, _ in given:
             name = key if key in fields else key.removeprefix("no_")
+            if str in get_args(hints.get(name)) and isinstance(values[name], list) and len(values[name]) == 1:
+                values[name] = values[name][0]  # `--teacher a`: one where several may be given
             recipe[name] = values[name].value if isinstance(values[name], Enum) else values[name]
         instances = parser.parse_dict(values)
     except (TypeError, ImportError) as error:
@@ -136,8 +138,11 @@ def _parser(dataclass_types: tuple[type, ...], hints: dict[str, Any], recipe: di
     parser = HfArgumentParser(dataclass_types, allow_abbrev=False, add_help=False)
     parser.error = _refuse
     for action in parser._actions:
-        if dict in get_args(hints.get(action.dest)):  # HfArgumentParser makes one of `dict | str`, never both
+        kinds = get_args(hints.get(action.dest))
+        if dict in kinds:  # HfArgumentParser makes one of `dict | str`, never both
             action.type = mapping_or_text
+        if str in kinds and list in map(get_origin, kinds):
+            action.nargs = "+"
         if action.dest in recipe:
             action.required = False
             action.default = _default(action.dest, recipe[action.dest], hints[action.dest])

@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict:
 def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> dict:
     """Train, score and save in a folder that is held for this run."""
     from dataset_builders import open_from_arguments
-    from hf_segkd.hub import pin_revision
+    from hf_segkd.evaluation.teacher import pin_teacher
     from hf_segkd.reports.data_summary import SAMPLE, short_text, summarize
     from hf_segkd.reports.metrics_report import metrics_report, run_facts, training_cost
     from hf_segkd.reports.run_folder import begin_run, finish_run
@@ -99,8 +99,7 @@ def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> di
         script.resume = script.resume or script.resume_with_changes
         with config.main_process_first():
             checkpoint = find_checkpoint(config, script.overwrite, script.resume)
-        if script.teacher and (revision := pin_revision(script.teacher, script.teacher_revision)):
-            script.teacher_revision = recipe["teacher_revision"] = revision  # a branch moves on, a recipe must not
+        pin_teacher(script, recipe)
         dataset = open_from_arguments(script)
         if checkpoint:
             defaults = field_defaults(type(script), type(config))
@@ -151,6 +150,7 @@ def build(
     """
     from accelerate.utils import set_seed
 
+    from hf_segkd.evaluation.teacher import TeacherDescription
     from hf_segkd.loading.any_model import load_model
     from hf_segkd.loading.norm_calibration import calibrate_folded_norms
     from hf_segkd.training.checks import check_classes, load_teacher, name_classes
@@ -158,8 +158,9 @@ def build(
     from hf_segkd.training.trainer import DistillationTrainer
 
     spec = dataset.spec
-    hints = (script.teacher_features, script.teacher_classes, script.teacher_revision, script.trust_remote_code)
-    teacher, teacher_processor = load_teacher(script.teacher, config.losses, spec.labels, *hints)
+    description = TeacherDescription.from_arguments(script)
+    hints = (script.teacher_features, script.trust_remote_code)
+    teacher, teacher_processor = load_teacher(description, config.losses, spec.labels, *hints)
     set_seed(config.seed)
     student, processor = load_model(script.student, id2label=spec.id2label, trust_remote_code=script.trust_remote_code)
     check_classes(student, spec.labels, "student")

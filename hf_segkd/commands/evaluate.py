@@ -2,10 +2,11 @@
 
     hf-segkd evaluate MODEL --dataset camvid --data_dir CamVid --split test --output_dir OUT
     hf-segkd evaluate --compare STUDENT BASELINE --dataset camvid --data_dir CamVid --output_dir OUT
+    hf-segkd evaluate --teacher A B --teacher_flip --dataset camvid --data_dir CamVid --output_dir OUT
 
 MODEL is a folder, a Hub id or an original checkpoint (.pth). Several models are evaluated one after the other into
-`OUT/<name>`. With `torchrun` or `accelerate launch scripts/evaluate.py` the images are shared among the processes;
-each is counted once.
+`OUT/<name>`; those of `--teacher` are averaged and scored as one, just as they teach in `distill`. With `torchrun` or
+`accelerate launch scripts/evaluate.py` the images are shared among the processes; each is counted once.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dataset_builders import BUILDERS, DataArguments, open_from_arguments
 from hf_segkd.commands.flags import CommandParser, add_fields
 from hf_segkd.console import plain_logs, readable_errors
-from hf_segkd.evaluation.settings import InferenceProtocol, RunningArguments
+from hf_segkd.evaluation.settings import InferenceProtocol, RunningArguments, TeacherArguments
 from hf_segkd.reports.files import model_names, write_json
+
+if TYPE_CHECKING:
+    from hf_segkd.evaluation.teacher import TeacherDescription
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
@@ -28,6 +33,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     from accelerate import PartialState
 
     from hf_segkd.evaluation.scoring import evaluate
+    from hf_segkd.evaluation.teacher import TeacherDescription
     from hf_segkd.reports.metrics_report import metrics_report
     from hf_segkd.reports.run_folder import evaluation_figures
     from hf_segkd.reports.tables import table
@@ -38,8 +44,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         dataset = open_from_arguments(arguments)
         spec, split = dataset.spec, arguments.split or dataset.spec.eval_split
         protocol = InferenceProtocol.from_arguments(arguments)
-        names = model_names([*arguments.models, *(arguments.compare or ())])
+        models = [*arguments.models, *(arguments.compare or ())]
+        names = {} if arguments.teacher and not models else model_names(models)
         segmenters = {name: load(model, spec.labels, protocol, device, arguments) for name, model in names.items()}
+        if description := TeacherDescription.from_arguments(arguments):
+            names |= {"teacher": str(description)}
+            segmenters["teacher"] = load(description, spec.labels, protocol, device, arguments)
         images = dataset.evaluation_set(split)
         if arguments.compare and len(images) < 2:
             raise ValueError(f"--compare needs at least two images to resample, the {split} split has {len(images)}.")
@@ -68,24 +78,24 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     return reports
 
 
-def load(model: str, labels: tuple[str, ...], protocol: InferenceProtocol, device, arguments: argparse.Namespace):
+def load(
+    model: str | TeacherDescription,
+    labels: tuple[str, ...],
+    protocol: InferenceProtocol,
+    device,
+    arguments: argparse.Namespace,
+):
     """The segmenter of a model in the wanted precision, its classes brought into the dataset's order."""
     import torch
 
     from hf_segkd.evaluation.segmenter import Segmenter
-    from hf_segkd.loading.any_model import load_model
-    from hf_segkd.loading.class_map import map_classes
+    from hf_segkd.evaluation.teacher import TeacherDescription, TeacherMember
 
-    loaded, processor = load_model(model, trust_remote_code=arguments.trust_remote_code)
-    loaded = map_classes(loaded, labels, _class_mapping(arguments.teacher_classes)).to(getattr(torch, arguments.dtype))
+    if isinstance(model, str):
+        model = TeacherDescription((TeacherMember(model, classes=arguments.teacher_classes),))
+    loaded, processor = model.load(labels, trust_remote_code=arguments.trust_remote_code)
+    loaded = loaded.to(getattr(torch, arguments.dtype))
     return Segmenter(torch.compile(loaded) if arguments.compile else loaded, processor, protocol, device)
-
-
-def _class_mapping(text: str | None) -> dict | str | None:
-    """`{dataset's class: model's class}` as YAML, or the name of a file that holds it."""
-    from hf_segkd.recipe import load_yaml
-
-    return load_yaml(text) if text and text.lstrip().startswith("{") else text
 
 
 def write_summary(reports: dict[str, dict], segmenters: dict, images, spec, folder: Path) -> None:
@@ -130,9 +140,9 @@ def parser() -> argparse.ArgumentParser:
     add("--dataset", required=True, help=", ".join(BUILDERS) + "; or a folder or Hub id that `datasets` opens")
     add("--data_dir", help="folder of the raw dataset")
     add("--split", help="train, validation or test (default: the dataset's validation split)")
-    add("--teacher_classes", help="{dataset's class: model's, ...} where names differ, or a file of it")
     add("--output_dir", required=True, help="folder for metrics.json and figures")
     add_fields(parser, DataArguments, "data")
     add_fields(parser, InferenceProtocol, "protocol")
+    add_fields(parser, TeacherArguments, "teacher, a model or several as one")
     add_fields(parser, RunningArguments, "running")
     return parser

@@ -64,6 +64,8 @@ def _options(field: Field, hint: Any) -> dict[str, Any]:
         return options | {"action": argparse.BooleanOptionalAction if either else "store_true"}
     if "metavar" in field.metadata:
         options["metavar"] = field.metadata["metavar"]
+    if str in kinds and any(get_origin(kind) is list for kind in kinds):
+        return options | {"nargs": "+"}
     if str in kinds:  # also `dict | str`: JSON text, or the name of a file
         return options
     kind = kinds[0]

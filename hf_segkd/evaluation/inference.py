@@ -27,7 +27,7 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int], align_corners: bool)
     Returns:
         `torch.Tensor`: Class ids (B, H, W), uint8 up to 256 classes, else int32.
     """
-    maps = (_resize(x[:, None].float(), size, align_corners)[:, 0] for x in logits.unbind(dim=1))
+    maps = (resize(x[:, None].float(), size, align_corners)[:, 0] for x in logits.unbind(dim=1))
     return running_argmax(maps, logits.shape[1])
 
 
@@ -66,52 +66,62 @@ def predict(
 def class_maps(
     model: nn.Module, pixel_values: Tensor, protocol: InferenceProtocol, size: tuple[int, int]
 ) -> tuple[Iterator[Tensor], int]:
-    """Scores (H, W) of one class after the other, averaged over all views, and the number of classes."""
-    views = list(_views(model, pixel_values, protocol))
+    """Scores (H, W) of one class of one image after the other, averaged over all views, and the number of classes."""
+    seen = list(views(model, pixel_values, protocol))
     if protocol.average == "logits":
-        score = _View.logit_map
+        score = View.logit_map
     else:
-        score = _View.probability_map
-        for view in views:
+        score = View.probability_map
+        for view in seen:
             view.normalize(size)
-    num_labels = views[0].num_labels
-    return (_mean([score(view, index, size) for view in views]) for index in range(num_labels)), num_labels
+    classes = range(seen[0].num_labels)
+    return (_mean([score(view, slice(k, k + 1), size) for view in seen])[0, 0] for k in classes), len(classes)
 
 
-class _View:
-    """Logits (K, h, w) of one scaled, maybe mirrored image: of one piece or of overlapping crops."""
+class View:
+    """Logits (B, K, h, w) of scaled, maybe mirrored images: of one piece or of overlapping crops."""
 
     def __init__(self, size: tuple[int, int], crops: list[tuple[slice, slice, Tensor]], align_corners: bool):
         self.size, self.crops, self.align_corners = size, crops, align_corners
-        self.num_labels = len(crops[0][2])
+        self.num_labels = crops[0][2].shape[1]
         self.count = crops[0][2].new_zeros(size)
         for rows, columns, _ in crops:
             self.count[rows, columns] += 1
 
-    def logit_map(self, index: int, size: tuple[int, int]) -> Tensor:
+    def logit_map(self, classes: slice, size: tuple[int, int]) -> Tensor:
+        """Logits (B, n, H, W) of some classes, upsampled to `size`."""
         if len(self.crops) == 1:
-            return _resize(self.crops[0][2][None, index : index + 1], size, self.align_corners)[0, 0]
-        canvas = torch.zeros_like(self.count)
+            return resize(self.crops[0][2][:, classes], size, self.align_corners)
+        some = self.crops[0][2][:, classes]
+        canvas = some.new_zeros(*some.shape[:2], *self.size)
         for rows, columns, logits in self.crops:
             side = (rows.stop - rows.start, columns.stop - columns.start)
-            canvas[rows, columns] += _resize(logits[None, index : index + 1], side, self.align_corners)[0, 0]
-        return _resize((canvas / self.count)[None, None], size, self.align_corners)[0, 0]
+            canvas[..., rows, columns] += resize(logits[:, classes], side, self.align_corners)
+        return resize(canvas / self.count, size, self.align_corners)
+
+    def positions(self, axis: int, side: int) -> int:
+        """Positions that such maps have for a height (axis 0) or width (axis 1) of `side` pixels, at scale 1."""
+        rows_or_columns = self.crops[0][axis]
+        logits = self.crops[0][2]
+        return round(side * logits.shape[2 + axis] / (rows_or_columns.stop - rows_or_columns.start))
 
     def normalize(self, size: tuple[int, int]) -> None:
         """Find the log-sum-exp over the classes at `size`, which probabilities need."""
-        self.log_sum = self.logit_map(0, size)
+        self.log_sum = self.logit_map(slice(0, 1), size)
         for index in range(1, self.num_labels):
-            self.log_sum = torch.logaddexp(self.log_sum, self.logit_map(index, size))
+            self.log_sum = torch.logaddexp(self.log_sum, self.logit_map(slice(index, index + 1), size))
 
-    def probability_map(self, index: int, size: tuple[int, int]) -> Tensor:
-        return (self.logit_map(index, size) - self.log_sum).exp()
+    def probability_map(self, classes: slice, size: tuple[int, int]) -> Tensor:
+        """Probabilities (B, n, H, W) of some classes at `size`, after [`normalize`]."""
+        return (self.logit_map(classes, size) - self.log_sum).exp()
 
 
-def _views(model: nn.Module, pixel_values: Tensor, protocol: InferenceProtocol) -> Iterator[_View]:
+def views(model: nn.Module, pixel_values: Tensor, protocol: InferenceProtocol) -> Iterator[View]:
+    """Run a model on every view of images (B, 3, H, W) that a protocol describes."""
     for scale in protocol.scales:
         rounded = math.floor if protocol.scale_align_corners else round
         size = tuple(max(1, rounded(side * scale)) for side in pixel_values.shape[-2:])
-        image = pixel_values if scale == 1 else _resize(pixel_values, size, protocol.scale_align_corners)
+        image = pixel_values if scale == 1 else resize(pixel_values, size, protocol.scale_align_corners)
         for mirrored in (False, True)[: 1 + protocol.flip]:
             crops = []
             for rows, columns in _boxes(size, protocol):
@@ -120,14 +130,14 @@ def _views(model: nn.Module, pixel_values: Tensor, protocol: InferenceProtocol) 
                     columns = slice(size[1] - columns.stop, size[1] - columns.start)
                     logits = logits.flip(-1)
                 crops.append((rows, columns, logits))
-            yield _View(size, crops, protocol.align_corners)
+            yield View(size, crops, protocol.align_corners)
 
 
 def _logits(model: nn.Module, image: Tensor, rows: slice, columns: slice, mode: str) -> Tensor:
     if mode != "halves":
-        return model(pixel_values=image[..., rows, columns]).logits[0].float()
+        return model(pixel_values=image[..., rows, columns]).logits.float()
     middle = image.shape[-1] // 2
-    halves = [model(pixel_values=half).logits[0].float() for half in (image[..., :middle], image[..., middle:])]
+    halves = [model(pixel_values=half).logits.float() for half in (image[..., :middle], image[..., middle:])]
     return torch.cat(halves, dim=-1)
 
 
@@ -152,7 +162,8 @@ def _mean(maps: list[Tensor]) -> Tensor:
     return total / len(maps) if len(maps) > 1 else total
 
 
-def _resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """Bilinear resizing of maps (B, C, h, w) to `size`; as they are, where that is their size."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)

@@ -109,6 +109,52 @@ class InferenceProtocol:
 
 
 @dataclass(kw_only=True)
+class TeacherArguments:
+    """What teaches: one model, or several whose predictions are averaged, and the views of an image that each sees.
+
+    [`~hf_segkd.evaluation.teacher.TeacherDescription`] is made of it.
+    """
+
+    teacher: dict | str | list[dict | str] | None = field(
+        default=None,
+        metadata={
+            "help": "Trained teacher: folder, Hub id or original checkpoint (.pth). Several are averaged; one may be "
+            "'{model: ..., weight: 2, classes: {...}}'."
+        },
+    )
+    teacher_classes: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Where class names differ, teacher class(es) of each dataset class: '{car: [car, truck]}', or a "
+            "file."
+        },
+    )
+    teacher_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a teacher from the Hub."}
+    )
+    teacher_flip: bool = field(default=False, metadata={"help": "The teacher also sees each image mirrored."})
+    teacher_scales: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "The teacher sees each image at these sizes: 0.75 1 1.25."}
+    )
+    teacher_window: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "The teacher sees overlapping crops of this height and width (pixels) instead of the image."
+        },
+    )
+    teacher_stride: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pixels per position of the averaged probabilities; 1 is the size of the labels (default: as fine "
+            "as the finest teacher)."
+        },
+    )
+    teacher_average: Literal["probabilities", "logits"] = field(
+        default="probabilities", metadata={"help": "What is averaged over teachers and views."}
+    )
+
+
+@dataclass(kw_only=True)
 class RunningArguments:
     """Where and in which precision models run."""
 

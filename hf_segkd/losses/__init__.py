@@ -48,6 +48,7 @@ __all__ = [
     "WeightSchedule",
     "build_losses",
     "build_schedules",
+    "check_logits_only",
     "check_losses",
     "get_layer",
     "resize_like",
@@ -93,6 +94,30 @@ def check_losses(specs: dict[str, dict]) -> None:
                 check_value(f"losses.{name}.{option}", value, hints[option])
         _check_weight(name, options.get("weight", 1.0))
         read_schedule(name, options.get("schedule", {}))
+
+
+def check_logits_only(specs: dict[str, dict], reason: str) -> None:
+    """Refuse losses that ask the teacher for more than its logits.
+
+    Args:
+        specs (`dict[str, dict]`): As [`check_losses`] describes, and checked by it.
+        reason (`str`): Why the teacher has no more, as the beginning of a sentence.
+
+    Raises:
+        ValueError: Names the losses, what they ask for, and the losses of one map that could read logits.
+    """
+    asking = {}
+    for name, options in specs.items():
+        fields = LOSSES[options.get("type", name)].teacher_fields(options)
+        if more := [field for field in fields if field != "logits"]:
+            asking[name] = " and ".join(more)
+    if asking:
+        listed = ", ".join(f"{name} ({fields})" for name, fields in asking.items())
+        able = ", ".join(name for name, loss in LOSSES.items() if loss.teacher_fields({}) == ("logits",))
+        raise ValueError(
+            f"{reason}, but these losses ask for more: {listed}. Take losses on logits ({able}, or "
+            "{type: cwd, layer: logits}), or one teacher without views and without a cache."
+        )
 
 
 def build_losses(specs: dict[str, dict], setup: LossSetup) -> tuple[nn.ModuleDict, dict[str, Weight]]:

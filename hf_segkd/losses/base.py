@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +77,13 @@ class DistillationLoss(nn.Module):
         self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor
     ) -> Tensor | dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} must define forward(student, teacher, labels).")
+
+    @classmethod
+    def teacher_fields(cls, options: dict[str, Any]) -> tuple[str, ...]:
+        """Output fields of the teacher that a loss with these options reads; none where it needs no teacher."""
+        if not cls.needs_teacher:
+            return ()
+        return (options.get("layer", signature(cls).parameters["layer"].default),)
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         """Optimizer of the parameters that play against the student; `None` when they are trained with it."""

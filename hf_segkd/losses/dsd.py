@@ -1,7 +1,7 @@
 """Double similarity distillation."""
 
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,6 +68,10 @@ class DSDLoss(DistillationLoss):
                 "dsd: compares at least two of aux_logits, features and logits, but the models share only "
                 f"{', '.join(self.student_entries)}. Name the module whose output becomes `features`."
             )
+
+    @classmethod
+    def teacher_fields(cls, options: dict[str, Any]) -> tuple[str, ...]:
+        return ("features", "logits")
 
     def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
         # With a stand-in, the original's pair of logits and logits sends back ±1e12 and more, which cancels but

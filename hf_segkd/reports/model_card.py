@@ -127,10 +127,17 @@ def _data_license(dataset: str) -> str:
 
 
 def _teacher_name(recipe: dict) -> str:
-    teacher, revision = recipe["teacher"], recipe.get("teacher_revision")
-    if revision is None:
-        return f"`{Path(teacher).name}`"
-    return f"[{teacher}](https://huggingface.co/{teacher}/tree/{revision})"
+    given = recipe["teacher"] if isinstance(recipe["teacher"], list) else [recipe["teacher"]]
+    names = []
+    for entry in given:
+        own = {"model": entry} if isinstance(entry, str) else entry
+        model, revision = own["model"], own.get("revision", recipe.get("teacher_revision"))
+        name = f"`{Path(model).name}`"
+        if revision is not None:
+            name = f"[{model}](https://huggingface.co/{model}/tree/{revision})"
+        weight = own.get("weight", 1)
+        names.append(name if weight == 1 else f"{weight:g} x {name}")
+    return " and ".join(names)
 
 
 def _teacher(report: dict) -> dict:

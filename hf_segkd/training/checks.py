@@ -16,11 +16,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 from dataset_builders.opened import OpenedDataset
 from hf_segkd.data import DatasetSpec
 from hf_segkd.data.integrity import WARNINGS, find_leaks, find_problems, problem_table
+from hf_segkd.evaluation.teacher import TeacherDescription
 from hf_segkd.hub import fetch_checkpoint, open_repository
-from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.class_map import class_names, map_classes, normal, placeholders
-from hf_segkd.loading.native import expose_features
-from hf_segkd.losses import LOSSES
+from hf_segkd.loading.class_map import class_names, normal, placeholders
+from hf_segkd.losses import LOSSES, check_logits_only
 from hf_segkd.training.argument_checks import check_processes, check_weights
 from hf_segkd.training.checkpoints import PREFIX, complete, is_finished, last_checkpoint
 from hf_segkd.training.config import DistillationConfig
@@ -119,11 +118,11 @@ def find_checkpoint(config: DistillationConfig, overwrite: bool = False, resume:
     return checkpoint
 
 
-def check_teacher(teacher: str | None, losses: dict[str, dict]) -> bool:
+def check_teacher(teacher: TeacherDescription | None, losses: dict[str, dict]) -> bool:
     """Tell whether the losses need a teacher.
 
     Raises:
-        ValueError: If they do and none is given.
+        ValueError: If they do and none is given, or they need more than it has.
     """
     needing = [name for name, options in losses.items() if LOSSES[options.get("type", name)].needs_teacher]
     if needing and not teacher:
@@ -131,27 +130,25 @@ def check_teacher(teacher: str | None, losses: dict[str, dict]) -> bool:
             f"No teacher, but these losses need one: {', '.join(needing)}. "
             "Give --teacher FOLDER_OR_HUB_ID, or use only the task loss."
         )
+    if needing and not teacher.is_plain:
+        check_logits_only(losses, "Several teachers, and views of the image, give logits and nothing else")
     return bool(needing)
 
 
 def load_teacher(
-    teacher: str | None,
+    teacher: TeacherDescription | None,
     losses: dict[str, dict],
     labels: tuple[str, ...],
     features: str | None = None,
-    classes: dict[str, str | list[str]] | str | None = None,
-    revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel | None, BaseImageProcessor | None]:
     """Load the teacher if the losses need one, with its processor, and check that it knows the dataset's classes.
 
     Args:
-        teacher (`str`, *optional*): Folder, Hub id or original checkpoint of any segmentation model.
+        teacher ([`~hf_segkd.evaluation.teacher.TeacherDescription`], *optional*): One model, or several as one.
         losses (`dict[str, dict]`): Name -> options, as in a recipe.
         labels (`tuple[str, ...]`): The dataset's class names, in which order the teacher's logits come out.
         features (`str`, *optional*): As in [`~hf_segkd.models.expose_features`].
-        classes (`dict`, *optional*): As in [`~hf_segkd.loading.class_map.map_classes`].
-        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run the Python code that it brings.
 
     Returns:
@@ -162,8 +159,7 @@ def load_teacher(
     """
     if not check_teacher(teacher, losses):
         return None, None
-    model, processor = load_model(teacher, revision=revision, trust_remote_code=trust_remote_code)
-    return map_classes(expose_features(model, features), labels, classes), processor
+    return teacher.load(labels, features, trust_remote_code)
 
 
 def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Literal
 
 from dataset_builders import BUILDERS, DataArguments
+from hf_segkd.evaluation.settings import TeacherArguments
 
 
 def _help(text: str) -> dict[str, str]:
@@ -47,24 +48,11 @@ class InputArguments(DataArguments):
 
 
 @dataclass(kw_only=True)
-class ScriptArguments(InputArguments):
+class ScriptArguments(InputArguments, TeacherArguments):
     """What is trained on what; the training itself is set by [`~hf_segkd.training.config.DistillationConfig`]."""
 
-    teacher: str | None = field(
-        default=None,
-        metadata=_help("Trained teacher: folder, Hub id or original checkpoint (.pth)."),
-    )
     teacher_features: str | None = field(
         default=None, metadata=_help("Submodule of the teacher whose output is distilled as features.")
-    )
-    teacher_classes: dict | str | None = field(
-        default=None,
-        metadata=_help(
-            "Where class names differ, teacher class(es) of each dataset class: '{car: [car, truck]}', or a file."
-        ),
-    )
-    teacher_revision: str | None = field(
-        default=None, metadata=_help("Branch, tag or commit of a teacher from the Hub.")
     )
     student: dict | str = field(
         metadata=_help("Student: folder, Hub id or checkpoint; or a new one, '{model_type: espnet, ...}'.")

@@ -15,6 +15,7 @@ from hf_segkd.distributed import average
 from hf_segkd.evaluation.confusion import confusion_matrices, scores
 from hf_segkd.evaluation.inference import upsampled_argmax
 from hf_segkd.evaluation.profiling import peak_memory_mib
+from hf_segkd.evaluation.teacher import TeacherEnsemble
 from hf_segkd.loading.class_map import class_names, map_classes
 from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
@@ -87,7 +88,8 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
         size = tuple(train_dataset[0]["pixel_values"].shape[-2:])
         if teacher is not None:
             check_finite(teacher, "teacher")
-            map_classes(teacher, class_names(student.config), teacher_classes)
+            if not isinstance(teacher, TeacherEnsemble):  # whose members are mapped one by one
+                map_classes(teacher, class_names(student.config), teacher_classes)
         normalization = InputNormalization.from_processor(processing_class)
         if losses is None:
             distiller = build_distiller(student, teacher, args, normalization, size, ignore_index)
