@@ -75,13 +75,32 @@ def main(argv: list[str] | None = None) -> dict:
         return {}
     from hf_segkd.training.checks import own_folder
     from hf_segkd.training.config import DistillationConfig
+    from hf_segkd.training.stored_teacher import check_cache
 
     plain_logs()
     with ExitStack() as held:
         with readable_errors():
             (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv)
+            check_cache(script, config)
+            if script.cache_only:
+                return fill_cache(script, config)
             held.enter_context(own_folder(config))
         return run(script, config, recipe)
+
+
+def fill_cache(script: ScriptArguments, config: DistillationConfig) -> dict:
+    """Compute the teacher's predictions and train nothing."""
+    from dataset_builders import open_from_arguments
+    from hf_segkd.evaluation.teacher import pin_teacher
+    from hf_segkd.training.inputs import training_data
+    from hf_segkd.training.stored_teacher import stored_teacher
+
+    pin_teacher(script, {})
+    dataset = open_from_arguments(script)
+    maps = stored_teacher(script, config, dataset, training_data(script, dataset, config.seed))
+    if config.should_save:
+        print(f"The teacher's predictions for {len(maps)} images: {script.teacher_cache}")
+    return {"maps": len(maps)}
 
 
 def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> dict:
@@ -155,12 +174,15 @@ def build(
     from hf_segkd.loading.norm_calibration import calibrate_folded_norms
     from hf_segkd.training.checks import check_classes, load_teacher, name_classes
     from hf_segkd.training.inputs import training_data
+    from hf_segkd.training.stored_teacher import attach, stored_teacher
     from hf_segkd.training.trainer import DistillationTrainer
 
     spec = dataset.spec
-    description = TeacherDescription.from_arguments(script)
-    hints = (script.teacher_features, script.trust_remote_code)
-    teacher, teacher_processor = load_teacher(description, config.losses, spec.labels, *hints)
+    teacher, teacher_processor = None, None
+    if not script.teacher_cache:
+        description = TeacherDescription.from_arguments(script)
+        hints = (script.teacher_features, script.trust_remote_code)
+        teacher, teacher_processor = load_teacher(description, config.losses, spec.labels, *hints)
     set_seed(config.seed)
     student, processor = load_model(script.student, id2label=spec.id2label, trust_remote_code=script.trust_remote_code)
     check_classes(student, spec.labels, "student")
@@ -168,6 +190,8 @@ def build(
 
     data = training_data(script, dataset, config.seed)
     calibrate_folded_norms(student, processor, data.train)
+    if script.teacher_cache:
+        attach(stored_teacher(script, config, dataset, data), data, student)
     trainer = DistillationTrainer(
         student,
         teacher,
@@ -179,4 +203,4 @@ def build(
         teacher_classes=script.teacher_classes,
         ignore_index=spec.ignore_index,
     )
-    return trainer, data.skipped
+    return trainer, len(data.skipped)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import datasets
@@ -12,6 +13,7 @@ from torch import Tensor
 from hf_segkd.data.photometric import PhotometricJitter
 from hf_segkd.data.reading import StoredImage, read_example
 from hf_segkd.data.resizing import INTERPOLATIONS, Box
+from hf_segkd.data.teacher_maps import TeacherMaps
 
 REDRAWS = 10  # of a crop with too much of one class, as in MMSegmentation; the last one is taken as it is
 
@@ -61,7 +63,8 @@ class TrainTransform:
 
     Returns:
         `dict`: `pixel_values` uint8 (3, h, w) in RGB, `labels` int64 (h, w), and `content` int64 (4,): top, left,
-        bottom and right of the picture in the crop, pixels; what lies outside is padding.
+        bottom and right of the picture in the crop, pixels; what lies outside is padding. With a teacher's stored map
+        of the image, `teacher_logits` float32 (K, h', w') too: what the map says about that very crop.
 
     Raises:
         `ValueError`: If an argument is out of range.
@@ -121,7 +124,11 @@ class TrainTransform:
             pixel_values = pixel_values.flip(-1)
             labels = labels.flip(-1)
             content = [0, self.crop_size[1] - box.width, box.height, self.crop_size[1]]
-        return {"pixel_values": pixel_values, "labels": labels, "content": torch.tensor(content)}
+        item = {"pixel_values": pixel_values, "labels": labels, "content": torch.tensor(content)}
+        if "teacher" in example:
+            logits = example["teacher"](scale, box, self.crop_size)
+            item["teacher_logits"] = logits.flip(-1) if mirrored else logits
+        return item
 
     def _draw_box(self, annotation: Tensor, scale: Fraction, generator: torch.Generator) -> Box:
         """A crop of the resized picture."""
@@ -185,6 +192,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         if isinstance(transform, TrainTransform) and isinstance(dataset, datasets.Dataset):
             dataset = _left_encoded(dataset)
         self.dataset, self.transform, self.num_labels, self.seed = dataset, transform, num_labels, seed
+        self.teacher: TeacherMaps | None = None  # stored maps of the same images, of which each crop gets its part
         # Shared memory: workers that live on from epoch to epoch would keep their own copy of a plain number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -199,6 +207,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         index = range(len(self))[index]
         example = read_example(self.dataset[index])
         check_labels(example["annotation"], self.num_labels, self.transform.ignore_index, example["image_id"])
+        if self.teacher is not None:
+            example = {**example, "teacher": partial(self.teacher.crop, index)}
         state = np.random.SeedSequence([self.seed, int(self._epoch), index]).generate_state(1)
         return self.transform(example, torch.Generator().manual_seed(int(state[0])))
 
@@ -211,7 +221,8 @@ def _left_encoded(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def collate(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack items to `pixel_values` (B, 3, H, W), `labels` (B, H, W) and, of training crops, `content` (B, 4).
+    """Stack items to `pixel_values` (B, 3, H, W), `labels` (B, H, W) and, of training crops, `content` (B, 4) and,
+    where a teacher's maps are stored, `teacher_logits` (B, K, h, w).
 
     Raises:
         `ValueError`: If the items differ in size.
@@ -222,5 +233,5 @@ def collate(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
             f"Images of different sizes {sorted(sizes)} cannot share a batch. "
             "Use batch size 1 for evaluation, and a crop_size for training."
         )
-    keys = [key for key in ("pixel_values", "labels", "content") if key in batch[0]]
+    keys = [key for key in ("pixel_values", "labels", "content", "teacher_logits") if key in batch[0]]
     return {key: torch.stack([item[key] for item in batch]) for key in keys}

@@ -89,7 +89,7 @@ def match_classes(
     names: Sequence[str], labels: Sequence[str], mapping: Mapping[str, str | Sequence[str]] | str
 ) -> list[list[int]]:
     """Find for each of `labels` the positions in `names` of the classes it is made of; see [`map_classes`]."""
-    mapping = dict(_read_mapping(mapping))
+    mapping = dict(read_mapping(mapping))
     rest = mapping.pop(ALL_OTHERS, None)
     if rest is None and not mapping and len(names) == len(labels) and (placeholders(names) or placeholders(labels)):
         return [[index] for index in range(len(names))]
@@ -110,7 +110,7 @@ def match_classes(
     return groups
 
 
-def _read_mapping(mapping: Mapping[str, str | Sequence[str]] | str) -> Mapping[str, str | Sequence[str]]:
+def read_mapping(mapping: Mapping[str, str | Sequence[str]] | str) -> Mapping[str, str | Sequence[str]]:
     """The mapping, read if it is the name of a file, with a name or names for each class."""
     if isinstance(mapping, str) and Path(mapping).suffix.lower() in (".yaml", ".yml", ".json"):
         if not Path(mapping).is_file():

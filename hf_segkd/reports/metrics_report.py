@@ -86,6 +86,7 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
     models = {"student": model_costs(trainer.student, size)}
     if trainer.teacher is not None:
         models["teacher"] = model_costs(trainer.teacher, size) | _teacher_scores(trainer, spec)
+    stored = trainer.has_teacher and trainer.teacher is None
     return {
         "dataset": spec.name,
         "split": spec.eval_split,
@@ -97,6 +98,7 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
         "steps_asked": trainer.state.max_steps,
         "trained_on": trainer.work.gather(),
         "models": models,
+        **({"stored_teacher": True} if stored else {}),
         "loss_parameters": sum(x.numel() for x in losses.parameters()),
         "macs_size": list(size),
         "hardware": hardware,

@@ -102,7 +102,7 @@ def _card_data(title: str, config: dict, report: dict, recipe: dict) -> ModelCar
         pipeline_tag="image-segmentation",
         library_name="transformers",
         base_model=student if from_hub else None,
-        tags=tags + (["knowledge-distillation"] if _teacher(report) else []),
+        tags=tags + (["knowledge-distillation"] if _has_teacher(report) else []),
     )
 
 
@@ -142,6 +142,15 @@ def _teacher_name(recipe: dict) -> str:
 
 def _teacher(report: dict) -> dict:
     return report.get("models", {}).get("teacher", {})
+
+
+def _is_stored(report: dict) -> bool:
+    """Whether the teacher's predictions came from a cache, so that nothing else is known of it."""
+    return report.get("stored_teacher", False)
+
+
+def _has_teacher(report: dict) -> bool:
+    return bool(_teacher(report)) or _is_stored(report)
 
 
 def _results(report: dict, latency: dict) -> tuple[list[str], list[list[str]]]:
@@ -232,7 +241,10 @@ def _training(report: dict, recipe: dict) -> list[str]:
         f"peak memory: {report['peak_memory_mib']} MiB",
         f"versions: {versions}" + (f"; code at commit {report['commit'][:12]}" if report["commit"] else ""),
     ]
-    return [f"teacher: {_teacher_name(recipe)}", *facts] if _teacher(report) else facts
+    if not _has_teacher(report):
+        return facts
+    stored = ", from its predictions for the whole training images, computed before" if _is_stored(report) else ""
+    return [f"teacher: {_teacher_name(recipe)}{stored}", *facts]
 
 
 def _steps(report: dict) -> str:

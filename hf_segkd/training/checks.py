@@ -216,7 +216,7 @@ def check_run(trainer) -> None:
     batch = smallest_batch(
         len(trainer.train_dataset), args.per_device_train_batch_size, args.world_size, args.dataloader_drop_last
     )
-    if trainer.teacher is None:  # with one, images without labels teach too
+    if not trainer.has_teacher:  # with one, images without labels teach too
         check_labeled(trainer.train_dataset, "training", trainer.ignore_index)
     image = None
     if evaluated is not None:

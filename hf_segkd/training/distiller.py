@@ -120,15 +120,23 @@ class Distiller(nn.Module):
 
 def loss_setup(
     student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
+    teacher: PreTrainedModel | Tensor | None,
     size: tuple[int, int],
     ignore_index: int = 255,
     seed: int = 0,
 ) -> LossSetup:
-    """Measure what the losses need to know from one forward of each model on a blank crop of `size` (h, w) pixels."""
+    """Measure what the losses need to know from one forward of each model on a blank crop of `size` (h, w) pixels.
+
+    Of a teacher that is not run, its stored logits (K, h, w) of one crop take the place.
+    """
+    teacher_shapes = {}
+    if isinstance(teacher, Tensor):
+        teacher_shapes = {"logits": teacher[None].shape}
+    elif teacher is not None:
+        teacher_shapes = output_shapes(teacher, size)
     return LossSetup(
         student=output_shapes(student, size),
-        teacher=output_shapes(teacher, size) if teacher is not None else {},
+        teacher=teacher_shapes,
         num_labels=student.config.num_labels,
         ignore_index=ignore_index,
         align_corners=upsamples_with_align_corners(student.config),
@@ -138,13 +146,13 @@ def loss_setup(
 
 def build_distiller(
     student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
+    teacher: PreTrainedModel | Tensor | None,
     args: DistillationConfig,
     normalization: InputNormalization,
     size: tuple[int, int],
     ignore_index: int = 255,
 ) -> Distiller:
-    """Put a student and the losses of `args.losses` together, for crops of `size` (h, w) pixels.
+    """Put a student and the losses of `args.losses` together, for crops of `size` (h, w) pixels; see [`loss_setup`].
 
     Raises:
         ValueError: If a loss refuses the outputs of student or teacher.

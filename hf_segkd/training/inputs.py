@@ -9,11 +9,11 @@ from hf_segkd.training.options import InputArguments
 
 
 class TrainingData(NamedTuple):
-    """Both datasets, and how many training images were left out because they cannot be read."""
+    """Both datasets, and the training images that were left out because they cannot be read."""
 
     train: SegmentationDataset
     validation: SegmentationDataset
-    skipped: int
+    skipped: list[int]
 
 
 def training_data(arguments: InputArguments, dataset: OpenedDataset, seed: int) -> TrainingData:
@@ -25,7 +25,7 @@ def training_data(arguments: InputArguments, dataset: OpenedDataset, seed: int) 
     transform = _train_transform(arguments, dataset.spec)
     skipped = check_data(dataset, arguments.check_data, arguments.skip_unreadable)
     options = {"seed": seed, "skip": {dataset.spec.train_split: skipped}, "decoded_dir": arguments.cache_dir}
-    return TrainingData(dataset.training_set(transform, **options), dataset.evaluation_set(**options), len(skipped))
+    return TrainingData(dataset.training_set(transform, **options), dataset.evaluation_set(**options), skipped)
 
 
 def _train_transform(arguments: InputArguments, spec: DatasetSpec) -> TrainTransform:

@@ -54,6 +54,11 @@ class ScriptArguments(InputArguments, TeacherArguments):
     teacher_features: str | None = field(
         default=None, metadata=_help("Submodule of the teacher whose output is distilled as features.")
     )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata=_help("Folder with the teacher's predictions for all training images, computed once and read after."),
+    )
+    cache_only: bool = field(default=False, metadata=_help("Fill teacher_cache and stop."))
     student: dict | str = field(
         metadata=_help("Student: folder, Hub id or checkpoint; or a new one, '{model_type: espnet, ...}'.")
     )

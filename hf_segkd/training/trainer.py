@@ -20,7 +20,7 @@ from hf_segkd.loading.class_map import class_names, map_classes
 from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
 from hf_segkd.loading.pretrained import processor_of
-from hf_segkd.models import InputNormalization, upsamples_with_align_corners
+from hf_segkd.models import InputNormalization, SegmentationOutput, upsamples_with_align_corners
 from hf_segkd.training.advice import CheckTeacher, OneClass, Warnings
 from hf_segkd.training.argument_checks import check_arguments
 from hf_segkd.training.callbacks import ModelEMA, SaveOnSignal, SetEpoch, SetProgress
@@ -51,7 +51,7 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
         args (`DistillationConfig`): Training arguments and losses.
         losses (`dict[str, DistillationLoss]`, *optional*): Your own modules; defaults to those of `args.losses`.
         train_dataset, eval_dataset (`torch.utils.data.Dataset`): Items with uint8 RGB `pixel_values` (3, h, w) and
-            int64 `labels` (h, w), e.g. [`~hf_segkd.data.SegmentationDataset`].
+            int64 `labels` (h, w), e.g. [`~hf_segkd.data.SegmentationDataset`]; without `teacher`, `teacher_logits` too.
         processing_class (*optional*): The student's image processor; saved beside it.
         teacher_processing_class (*optional*): The teacher's; defaults to what was saved with the teacher.
         teacher_classes (`dict[str, str | list[str]]`, *optional*): Where names differ, which of the teacher's classes
@@ -85,14 +85,16 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
         check_arguments(args, student)
         check_finite(student, "student")
         processing_class = whole_image_processor(processing_class or processor_of(student))
-        size = tuple(train_dataset[0]["pixel_values"].shape[-2:])
+        first = train_dataset[0]
+        size = tuple(first["labels"].shape)
+        known = first.get("teacher_logits") if teacher is None else teacher
         if teacher is not None:
             check_finite(teacher, "teacher")
             if not isinstance(teacher, TeacherEnsemble):  # whose members are mapped one by one
                 map_classes(teacher, class_names(student.config), teacher_classes)
         normalization = InputNormalization.from_processor(processing_class)
         if losses is None:
-            distiller = build_distiller(student, teacher, args, normalization, size, ignore_index)
+            distiller = build_distiller(student, known, args, normalization, size, ignore_index)
         else:
             distiller = Distiller(student, losses, normalization=normalization)
         if args.world_size > 1 and args.device.type == "cuda":
@@ -144,6 +146,7 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
         self.student = student
         self.teacher = None
         self.run_teacher = None
+        self.has_teacher = known is not None
         if teacher is not None:
             self._take(teacher, teacher_processing_class or processor_of(teacher))
         check_run(self)
@@ -192,7 +195,9 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         teacher = None
-        if self.teacher is not None:
+        if "teacher_logits" in inputs:
+            teacher = SegmentationOutput(logits=inputs.pop("teacher_logits"))
+        elif self.teacher is not None:
             with torch.no_grad(), self.accelerator.autocast(), self.clock.span("teacher"):
                 pixel_values = self.teacher_normalization(inputs["pixel_values"], inputs.get("content"))
                 pixel_values = pixel_values.to(self.teacher.dtype)

@@ -94,7 +94,7 @@ def check_labeled(trainer: Trainer) -> None:
     if trainer.work.gather()["labeled_pixels"] > 0:
         return
     message = f"Not one pixel of the training images was labeled until step {trainer.state.global_step}"
-    if trainer.teacher is None:
+    if not trainer.has_teacher:
         raise TrainingFault(f"{message}: nothing can be learned. Check the masks and the label map.")
     if trainer.is_world_process_zero():
         logger.warning("%s: losses that read labels are 0, and only the teacher teaches.", message)
