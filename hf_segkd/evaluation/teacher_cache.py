@@ -143,7 +143,7 @@ class TeacherCache:
         chunks = [range(start, min(start + SHARD_IMAGES, len(keys))) for start in range(0, len(keys), SHARD_IMAGES)]
         first = rank() * len(chunks) // world_size()
         waiting = [*chunks[first:], *chunks[:first]]
-        bar = progress(self._work(waiting, keys, runner), len(missing), "teacher cache")
+        bar = progress(self._work(waiting, keys, set(missing), runner), len(missing), "teacher cache")
         for _ in bar:
             pass
         errors = read_errors(self.folder, [keys[index] for index in evenly_spread(len(keys), SAMPLE)])
@@ -152,7 +152,7 @@ class TeacherCache:
         )
         logger.info("Teacher cache: %d maps; KL to the teacher itself, mean of %d: %s", len(keys), len(errors), shown)
 
-    def _work(self, waiting: list[range], keys: list[str], runner: _Runner):
+    def _work(self, waiting: list[range], keys: list[str], missing: set[int], runner: _Runner):
         """Compute chunk after chunk that nobody else is at; yields once for each map."""
         patience = 0.01
         while waiting:
@@ -160,20 +160,21 @@ class TeacherCache:
             for chunk in waiting:
                 name = hashlib.blake2b("".join(keys[index] for index in chunk).encode(), digest_size=8).hexdigest()
                 file = self.folder / f"{chunk.start:06d}-{name}.safetensors"
-                if file.is_file():
+                if file.is_file() or missing.isdisjoint(chunk):
                     continue
                 try:
                     with WeakFileLock(self.folder / f".{file.stem}.lock", timeout=patience):
-                        yield from self._write(file, chunk, keys, runner)
+                        yield from self._write(file, chunk, keys, missing, runner)
                 except TimeoutError:
                     busy.append(chunk)
             waiting, patience = busy, 1.0  # another process is at these; if it dies, its lock is gone
 
-    def _write(self, file: Path, chunk: range, keys: list[str], runner: _Runner):
-        known = read_index(self.folder)
+    def _write(self, file: Path, chunk: range, keys: list[str], missing: set[int], runner: _Runner):
+        if file.is_file():  # made while we waited for the lock
+            return
         maps, errors = {}, {}
         for index in chunk:
-            if keys[index] not in known and keys[index] not in maps:
+            if index in missing and keys[index] not in maps:
                 maps[keys[index]], errors[keys[index]] = runner(index)
                 yield index
         if maps:

@@ -51,7 +51,7 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
         args (`DistillationConfig`): Training arguments and losses.
         losses (`dict[str, DistillationLoss]`, *optional*): Your own modules; defaults to those of `args.losses`.
         train_dataset, eval_dataset (`torch.utils.data.Dataset`): Items with uint8 RGB `pixel_values` (3, h, w) and
-            int64 `labels` (h, w), e.g. [`~hf_segkd.data.SegmentationDataset`]; without `teacher`, `teacher_logits` too.
+            int64 `labels` (h, w), e.g. [`~hf_segkd.data.SegmentationDataset`], `teacher_logits` with a stored one.
         processing_class (*optional*): The student's image processor; saved beside it.
         teacher_processing_class (*optional*): The teacher's; defaults to what was saved with the teacher.
         teacher_classes (`dict[str, str | list[str]]`, *optional*): Where names differ, which of the teacher's classes

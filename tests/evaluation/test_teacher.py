@@ -6,13 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dataset_builders import open_dataset
 from helpers.commands import recipe
 from helpers.paths import SHARED
 from helpers.tiny import RECIPE, TINY
 from hf_segkd.commands import distill, evaluate
+from hf_segkd.evaluation.scoring import evaluate as score
+from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.evaluation.settings import TeacherArguments
 from hf_segkd.evaluation.teacher import TeacherDescription, pin_teacher
 from hf_segkd.loading.any_model import load_model
+from hf_segkd.loading.frozen import zero_subnormals
 from hf_segkd.losses import LOSSES, check_logits_only
 from hf_segkd.models import InputNormalization
 from hf_segkd.recipe import dump
@@ -192,3 +196,31 @@ def test_run_learns_from_two_teachers_and_evaluate_scores_what_taught(tmp_path, 
     assert scored["mean_iou"] == report["models"]["teacher"]["mean_iou"]
     card = (tmp_path / "run" / "README.md").read_text()
     assert "distilled from `run` and 2 x `run`" in card and "knowledge-distillation" in card
+
+
+CITY = ("ESP_SD+KD+CITY_65.1", "ESP_kd+city+63.2", "esp-c_KD+CITY+SD_64.1", "esp-c_kd+city_62.8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "files, options, expected",
+    [
+        (CITY[:1], {}, 67.17),
+        (CITY[:1], {"teacher_flip": True}, 68.25),
+        (CITY[:1], {"teacher_flip": True, "teacher_scales": [0.5, 1.0, 2.0]}, 68.68),
+        (CITY, {}, 69.78),
+    ],
+    ids=["one", "flip", "flip and scales", "four"],
+)
+def test_released_espnets_score_together_what_was_measured_elsewhere(camvid, files, options, expected):
+    """Every third test image from the first, scored at the size of the labels: numbers that another code found."""
+    folder = SHARED / "checkpoints"
+    if not all((folder / f"{name}.pth").is_file() for name in files):
+        pytest.skip("needs the released files beside the repository: ../shared/checkpoints")
+    data = open_dataset("camvid", str(camvid))
+    images = data.evaluation_set("test")
+    description = described([str(folder / f"{name}.pth") for name in files], teacher_stride=1, **options)
+    model, processor = description.load(data.spec.labels)
+    every_third = torch.utils.data.Subset(images, range(0, len(images), 3))
+    found = score(Segmenter(zero_subnormals(model), processor), every_third).scores()["mean_iou"]
+    assert len(every_third) == 78 and 100 * found == pytest.approx(expected, abs=0.1)
