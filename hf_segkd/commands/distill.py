@@ -169,15 +169,16 @@ def build(
     """
     from accelerate.utils import set_seed
 
-    from hf_segkd.evaluation.teacher import TeacherDescription
+    from hf_segkd.evaluation.teacher import TeacherDescription, TeacherEnsemble
     from hf_segkd.loading.any_model import load_model
     from hf_segkd.loading.norm_calibration import calibrate_folded_norms
-    from hf_segkd.training.checks import check_classes, load_teacher, name_classes
+    from hf_segkd.training.checks import check_classes, check_unlabeled, load_teacher, name_classes
     from hf_segkd.training.inputs import training_data
     from hf_segkd.training.stored_teacher import attach, stored_teacher
     from hf_segkd.training.trainer import DistillationTrainer
 
     spec = dataset.spec
+    check_unlabeled(script, config)
     teacher, teacher_processor = None, None
     if not script.teacher_cache:
         description = TeacherDescription.from_arguments(script)
@@ -200,7 +201,7 @@ def build(
         eval_dataset=data.validation,
         processing_class=processor,
         teacher_processing_class=teacher_processor,
-        teacher_classes=script.teacher_classes,
+        teacher_classes=None if isinstance(teacher, TeacherEnsemble) else script.teacher_classes,
         ignore_index=spec.ignore_index,
     )
     return trainer, len(data.skipped)

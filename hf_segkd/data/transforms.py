@@ -163,7 +163,10 @@ class EvalTransform:
 
     def __call__(self, example: dict[str, Any], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         example = read_example(example)
-        return {"pixel_values": example["image"].contiguous(), "labels": example["annotation"].long()}
+        image = example["image"]
+        if isinstance(image, StoredImage):
+            image = image.rows(image.shape[1])
+        return {"pixel_values": image.contiguous(), "labels": example["annotation"].long()}
 
 
 class SegmentationDataset(torch.utils.data.Dataset):

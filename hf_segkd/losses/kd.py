@@ -1,5 +1,6 @@
 """Pixel-wise knowledge distillation on the logits."""
 
+import math
 from typing import Literal
 
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from hf_segkd.models.outputs import SegmentationOutput
 from hf_segkd.values import check_positive, check_value
 
 Reduction = Literal["pixel", "element", "cross_entropy_sum"]
+Confidence = float | Literal["entropy"] | None
 
 
 class KDLoss(DistillationLoss):
@@ -29,6 +31,10 @@ class KDLoss(DistillationLoss):
         upsample (`float`, *optional*, defaults to `1.0`): Factor by which both logits are first enlarged bilinearly,
             ≥ 1. TorchDistiller's code has 8 as an option; it costs 64 times the memory and no recipe uses it.
         layer (`str`, *optional*, defaults to `"logits"`): Field to compare: `"logits"` or `"aux_logits"`.
+        confidence (`float` or `str`, *optional*): Weight of each position by the teacher's own confidence, for
+            unlabeled images: a number in (0, 1] counts only positions whose best class has that probability;
+            `"entropy"` weighs with `1 − entropy / log K`. The divisor stays B·h·w, so that an image of which the
+            teacher is unsure teaches less. By default all positions count alike.
 
     Returns:
         `torch.Tensor`: Scalar, in nats; at least 0 for the two KL forms, and 0 when both agree.
@@ -62,6 +68,7 @@ class KDLoss(DistillationLoss):
         reduction: Reduction = "pixel",
         upsample: float = 1.0,
         layer: str = "logits",
+        confidence: Confidence = None,
     ):
         super().__init__(setup, layer=layer)
         check_positive("kd: temperature", temperature)
@@ -72,6 +79,12 @@ class KDLoss(DistillationLoss):
             )
         if not 1 <= upsample:
             raise ValueError(f"kd: upsample must be a factor of at least 1, got {upsample}.")
+        check_value("kd: confidence", confidence, Confidence)
+        if isinstance(confidence, float | int) and not 0 < confidence <= 1:
+            raise ValueError(f"kd: confidence must be a probability in (0, 1] or 'entropy', got {confidence}.")
+        if confidence is not None and reduction == "cross_entropy_sum":
+            raise ValueError("kd: confidence weighs a KL; reduction 'cross_entropy_sum' is none. Leave one out.")
+        self.confidence = confidence
         check_same_classes("kd", self.student_channels, self.teacher_channels)
         self.temperature, self.reduction, self.upsample = temperature, reduction, upsample
 
@@ -81,13 +94,29 @@ class KDLoss(DistillationLoss):
         if self.upsample != 1:
             student_logits, teacher_logits = self._enlarge(student_logits), self._enlarge(teacher_logits)
         batch, classes, height, width = student_logits.shape
-        divergence = softmax_kl(student_logits, teacher_logits, dim=1, temperature=self.temperature)
+        if self.confidence is None:
+            divergence = softmax_kl(student_logits, teacher_logits, dim=1, temperature=self.temperature)
+        else:
+            divergence = self._weighted(student_logits, teacher_logits)
         if self.reduction == "cross_entropy_sum":
             teacher_log = teacher_logits.log_softmax(dim=1)
             return (divergence - (teacher_log.exp() * teacher_log).sum()) / (height * width)
         if self.reduction == "element":
             return divergence / (batch * classes * height * width)
         return divergence * self.temperature**2 / (batch * height * width)
+
+    def _weighted(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Sum over positions of the KL times the teacher's confidence."""
+        pair = (student_logits, teacher_logits)
+        student_log, teacher_log = ((x / self.temperature).log_softmax(dim=1) for x in pair)
+        divergence = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=1)
+        log_probabilities = teacher_logits.log_softmax(dim=1)
+        if self.confidence == "entropy":
+            entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1)
+            weights = 1 - entropy / math.log(len(teacher_logits[0]))
+        else:
+            weights = (log_probabilities.amax(dim=1).exp() >= self.confidence).to(divergence.dtype)
+        return (weights * divergence).sum()
 
     def _enlarge(self, logits: Tensor) -> Tensor:
         return F.interpolate(logits, scale_factor=self.upsample, mode="bilinear", align_corners=True)

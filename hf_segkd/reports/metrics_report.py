@@ -96,6 +96,7 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
         "best_step": trainer.state.best_global_step,
         "steps": trainer.state.global_step,
         "steps_asked": trainer.state.max_steps,
+        "training_images": trainer.image_counts(),
         "trained_on": trainer.work.gather(),
         "models": models,
         **({"stored_teacher": True} if stored else {}),

@@ -235,6 +235,7 @@ def _training(report: dict, recipe: dict) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     processes = f", {report['processes']} processes" if report["processes"] > 1 else ""
     facts = [
+        *_images(report),
         f"steps: {_steps(report)}, best at {report['best_step']}; seed {report['seed']}",
         f"hardware: {report['hardware']}{processes}",
         f"time: {_time(report)}",
@@ -245,6 +246,18 @@ def _training(report: dict, recipe: dict) -> list[str]:
         return facts
     stored = ", from its predictions for the whole training images, computed before" if _is_stored(report) else ""
     return [f"teacher: {_teacher_name(recipe)}{stored}", *facts]
+
+
+def _images(report: dict) -> list[str]:
+    """How many images without labels taught; nothing to say where there were none."""
+    counts = report.get("training_images", {"unlabeled": 0})
+    if not counts["unlabeled"]:
+        return []
+    seen = report["trained_on"]
+    return [
+        f"training images: {counts['dataset']} of the dataset and {counts['unlabeled']} without labels; of "
+        f"{seen['images']} crops {seen['labeled_images']} had labels"
+    ]
 
 
 def _steps(report: dict) -> str:

@@ -24,6 +24,7 @@ from hf_segkd.training.argument_checks import check_processes, check_weights
 from hf_segkd.training.checkpoints import PREFIX, complete, is_finished, last_checkpoint
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.dry_run import check_forwards, check_sizes, smallest_batch
+from hf_segkd.training.options import ScriptArguments
 from hf_segkd.training.run_lock import LOCK_FILE, run_lock
 
 logger = logging.getLogger(__name__)
@@ -160,6 +161,18 @@ def load_teacher(
     if not check_teacher(teacher, losses):
         return None, None
     return teacher.load(labels, features, trust_remote_code)
+
+
+def check_unlabeled(script: ScriptArguments, config: DistillationConfig) -> None:
+    """Refuse unlabeled images that nobody says anything about, and a share of them where there are none.
+
+    Raises:
+        ValueError: Says what is missing.
+    """
+    if script.unlabeled and not any(LOSSES[x.get("type", name)].needs_teacher for name, x in config.losses.items()):
+        raise ValueError("--unlabeled: without a loss that reads a teacher these images teach nothing. Add kd.")
+    if config.unlabeled_ratio is not None and not script.unlabeled:
+        raise ValueError("unlabeled_ratio says how many unlabeled images a batch has. Give them: --unlabeled FOLDER.")
 
 
 def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> None:

@@ -1,19 +1,27 @@
 """What a run trains and validates on: checked files, augmentation, and optionally decoded images on disk."""
 
+import logging
 from typing import NamedTuple
 
+import datasets
+
 from dataset_builders.opened import OpenedDataset
+from dataset_builders.unlabeled import unlabeled_images
 from hf_segkd.data import DatasetSpec, PhotometricJitter, SegmentationDataset, TrainTransform
+from hf_segkd.data.unlabeled import JoinedRows, UnlabeledRows
 from hf_segkd.training.checks import check_data
 from hf_segkd.training.options import InputArguments
 
+logger = logging.getLogger(__name__)
+
 
 class TrainingData(NamedTuple):
-    """Both datasets, and the training images that were left out because they cannot be read."""
+    """Both datasets, the training images that were left out because they cannot be read, and those without labels."""
 
     train: SegmentationDataset
     validation: SegmentationDataset
     skipped: list[int]
+    unlabeled: datasets.Dataset | None
 
 
 def training_data(arguments: InputArguments, dataset: OpenedDataset, seed: int) -> TrainingData:
@@ -25,7 +33,15 @@ def training_data(arguments: InputArguments, dataset: OpenedDataset, seed: int) 
     transform = _train_transform(arguments, dataset.spec)
     skipped = check_data(dataset, arguments.check_data, arguments.skip_unreadable)
     options = {"seed": seed, "skip": {dataset.spec.train_split: skipped}, "decoded_dir": arguments.cache_dir}
-    return TrainingData(dataset.training_set(transform, **options), dataset.evaluation_set(**options), skipped)
+    train = dataset.training_set(transform, **options)
+    unlabeled = None
+    if arguments.unlabeled:
+        unlabeled = unlabeled_images(arguments.unlabeled)
+        train.dataset = JoinedRows(train.dataset, UnlabeledRows(unlabeled, dataset.spec.ignore_index))
+        logger.info(
+            "Training images: %d of the dataset, %d without labels.", len(train) - len(unlabeled), len(unlabeled)
+        )
+    return TrainingData(train, dataset.evaluation_set(**options), skipped, unlabeled)
 
 
 def _train_transform(arguments: InputArguments, spec: DatasetSpec) -> TrainTransform:

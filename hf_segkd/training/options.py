@@ -19,6 +19,10 @@ class InputArguments(DataArguments):
 
     dataset: str = field(metadata=_help(f"Dataset: {', '.join(BUILDERS)}; or a folder or Hub id."))
     data_dir: str | None = field(default=None, metadata=_help("Folder of the raw dataset."))
+    unlabeled: list[str] | str | None = field(
+        default=None,
+        metadata=_help("Images without labels, for the teacher: folders, patterns in quotes, or Hub ids."),
+    )
     check_data: Literal["sample", "full", "none"] = field(
         default="sample", metadata=_help("Files to check before training: 1000 of each split, all, or none.")
     )
@@ -82,6 +86,10 @@ class DistillationArguments:
     teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata=_help("Precision of the teacher's weights.")
     )
+    unlabeled_ratio: float | None = field(
+        default=None,
+        metadata=_help("Unlabeled images for each labeled one in a batch (default: as they come, shuffled together)."),
+    )
     ema_decay: float | None = field(
         default=None, metadata=_help("Evaluate and save a moving average (EMA) of the student's weights, e.g. 0.999.")
     )
@@ -125,7 +133,13 @@ class DistillationArguments:
     )
 
 
-_GROUPS = {"teacher_dtype": "teacher", "ema_decay": "student", "losses": "losses"}
+_GROUPS = {
+    "teacher_dtype": "teacher",
+    "unlabeled_ratio": "data",
+    "cache_only": "teacher",
+    "ema_decay": "student",
+    "losses": "losses",
+}
 
 
 def option_groups() -> dict[str, list[Field]]:

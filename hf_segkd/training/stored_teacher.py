@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from dataset_builders.opened import OpenedDataset
 from hf_segkd.data.teacher_maps import TeacherMaps, image_keys, own_size
+from hf_segkd.data.unlabeled import JoinedRows, UnlabeledRows
 from hf_segkd.evaluation.teacher import TeacherDescription
 from hf_segkd.evaluation.teacher_cache import TeacherCache, describe
 from hf_segkd.loading.frozen import zero_subnormals
@@ -51,13 +52,17 @@ def stored_teacher(
     teacher = TeacherDescription.from_arguments(script)
     skip = {spec.train_split: data.skipped}
     keys, sizes = image_keys(dataset.split(spec.train_split, skip))
+    images = dataset.evaluation_set(spec.train_split, skip=skip)
+    if data.unlabeled is not None:
+        more_keys, more_sizes = image_keys(data.unlabeled)
+        keys, sizes = keys + more_keys, sizes + more_sizes
+        images.dataset = JoinedRows(images.dataset, UnlabeledRows(data.unlabeled, spec.ignore_index))
     with config.main_process_first():
         cache = TeacherCache(script.teacher_cache, describe(teacher, spec.labels, config.teacher_dtype))
     if missing := len(cache.missing(keys)):
         logger.info("Teacher cache: %d of %d images are not in it yet; loading the teacher.", missing, len(keys))
         model, processor = teacher.load(spec.labels, trust_remote_code=script.trust_remote_code)
         model = zero_subnormals(model.requires_grad_(False)).to(config.device, getattr(torch, config.teacher_dtype))
-        images = dataset.evaluation_set(spec.train_split, skip=skip)
         normalized = not teacher.is_plain and teacher.average == "probabilities"
         cache.fill(model, processor, images, keys, sizes, normalized)
     return cache.maps(keys)

@@ -15,7 +15,6 @@ from hf_segkd.distributed import average
 from hf_segkd.evaluation.confusion import confusion_matrices, scores
 from hf_segkd.evaluation.inference import upsampled_argmax
 from hf_segkd.evaluation.profiling import peak_memory_mib
-from hf_segkd.evaluation.teacher import TeacherEnsemble
 from hf_segkd.loading.class_map import class_names, map_classes
 from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
@@ -31,6 +30,7 @@ from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.distiller import Distiller, build_distiller
 from hf_segkd.training.faults import FiniteWatch, NamedImages, explained
 from hf_segkd.training.hub_uploads import UploadCheckpoints, UploadsToHub
+from hf_segkd.training.mixing import MixesUnlabeled
 from hf_segkd.training.optim import chain, clip_own_gradients, loss_optimizers
 from hf_segkd.training.processors import whole_image_processor
 from hf_segkd.training.progress import LogLines, ProgressBar
@@ -38,7 +38,7 @@ from hf_segkd.training.timing import StepClock, TimeStudent
 from hf_segkd.training.work import StopUnlabeled, WorkDone, check_done
 
 
-class DistillationTrainer(UploadsToHub, StudentCheckpoints):
+class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
     """[`~transformers.Trainer`] for a student, with or without a teacher.
 
     The trained module is a [`~hf_segkd.training.distiller.Distiller`] (student and losses); the teacher stays outside:
@@ -90,8 +90,7 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
         known = first.get("teacher_logits") if teacher is None else teacher
         if teacher is not None:
             check_finite(teacher, "teacher")
-            if not isinstance(teacher, TeacherEnsemble):  # whose members are mapped one by one
-                map_classes(teacher, class_names(student.config), teacher_classes)
+            map_classes(teacher, class_names(student.config), teacher_classes)
         normalization = InputNormalization.from_processor(processing_class)
         if losses is None:
             distiller = build_distiller(student, known, args, normalization, size, ignore_index)
@@ -141,7 +140,7 @@ class DistillationTrainer(UploadsToHub, StudentCheckpoints):
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.add_callback(LogLines if args.disable_tqdm else ProgressBar)
-        # Native heads take **kwargs, which Trainer reads as "the loss is already divided by the accumulation steps".
+        # Native heads take **kwargs, which Trainer reads as "the loss is divided by the accumulation steps already".
         self.model_accepts_loss_kwargs = False
         self.student = student
         self.teacher = None

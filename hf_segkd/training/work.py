@@ -37,8 +37,10 @@ class WorkDone:
         """
         entry = saved.get(KEY, {})
         self.images = entry.get("images", 0)
+        self.labeled_images = entry.get("labeled_images", 0)
         self.labeled_pixels = entry.get("labeled_pixels", 0)
         self._images = 0
+        self._labeled: Tensor | int = 0
         self._pixels: Tensor | int = 0
         was = {key: value for key, value in entry.get("data", {}).items() if value != self.data.get(key)}
         changes = "; ".join(f"{key}: was {value}, now {self.data.get(key)}" for key, value in was.items())
@@ -53,19 +55,23 @@ class WorkDone:
     def see(self, labels: Tensor) -> None:
         """Count one batch (B, H, W) of this process; nothing waits for the device."""
         self._images += len(labels)
-        self._pixels = self._pixels + (labels != self.ignore_index).sum()
+        labeled = (labels != self.ignore_index).flatten(1).sum(dim=1)
+        self._labeled = self._labeled + (labeled > 0).sum()
+        self._pixels = self._pixels + labeled.sum()
 
     def gather(self) -> dict[str, int]:
-        """Add up all processes, which must all call this; returns `images` and `labeled_pixels`."""
-        counts = torch.tensor([self._images, int(self._pixels)])
+        """Add up all processes, which must all call this; returns `images`, `labeled_images` and `labeled_pixels`."""
+        counts = torch.tensor([self._images, int(self._labeled), int(self._pixels)])
         if world_size() > 1 and isinstance(self._pixels, Tensor):
             counts = counts.to(self._pixels.device)
             torch.distributed.all_reduce(counts)
         self.images += int(counts[0])
-        self.labeled_pixels += int(counts[1])
+        self.labeled_images += int(counts[1])
+        self.labeled_pixels += int(counts[2])
         self._images = 0
+        self._labeled = 0
         self._pixels = 0
-        return {"images": self.images, "labeled_pixels": self.labeled_pixels}
+        return {name: getattr(self, name) for name in ("images", "labeled_images", "labeled_pixels")}
 
     def state(self) -> dict[str, dict]:
         """What `trainer_state.json` keeps; all processes must call it."""

@@ -82,7 +82,8 @@ def test_resumed_after_its_last_step_trains_no_further(tmp_path, tiny_student):
         again = trainer_for(tmp_path, load_model(TINY, id2label=LABELS)[0], **{**options, "max_steps": steps})
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
         assert again.state.global_step == 6 and equal(weights(again.student), trained)
-    assert again.work.gather() == trainer.work.gather() == {"images": 12, "labeled_pixels": 12 * 32 * 32}
+    done = {"images": 12, "labeled_images": 12, "labeled_pixels": 12 * 32 * 32}
+    assert again.work.gather() == trainer.work.gather() == done
 
 
 def test_training_that_ends_early_is_a_fault(tmp_path, tiny_student):
