@@ -165,10 +165,23 @@ def list_parts(data_dir: str | None, parts: tuple[Part, ...], title: str, page: 
 
 
 def walk(folder: Path, root: Path) -> dict[str, RawFile]:
-    """Files below `folder` by their path relative to `root`, without hidden ones and [`SKIPPED`]."""
+    """Files below `folder` by their path relative to `root`, without hidden ones and [`SKIPPED`].
+
+    Links are followed, but not one that leads to a folder that it lies in: that would list all its files again.
+    """
     files = {}
+    real = Path(folder).resolve()
+    # Of each folder, the real paths of itself and of all folders that it was reached through.
+    above = {str(folder): {str(real), *map(str, real.parents)}}
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _is_junk(name))
+        kept = []
+        for name in sorted(name for name in folders if not _is_junk(name)):
+            path = os.path.join(place, name)
+            real = os.path.realpath(path)
+            if real not in above[place]:
+                above[path] = above[place] | {real}
+                kept.append(name)
+        folders[:] = kept
         prefix = Path(place).relative_to(root).as_posix()
         for name in sorted(name for name in names if not _is_junk(name)):
             files[name if prefix == "." else f"{prefix}/{name}"] = RawFile(Path(place, name))

@@ -1,5 +1,7 @@
 """What the builders of published datasets share: pairs of files in, rows with train ids out."""
 
+from collections import Counter
+from pathlib import PurePosixPath
 from types import ModuleType
 
 import datasets
@@ -11,6 +13,19 @@ from hf_segkd.data.label_map import LabelMap, encode_train_ids
 from hf_segkd.data.specs import DatasetSpec
 
 Pairs = list[tuple[RawFile, RawFile | None]]
+
+
+def unique_names(images: list[RawFile]) -> list[str]:
+    """Names of files without folder and suffix; where two would be equal, with as many folders as tell them apart."""
+    paths = [PurePosixPath(image.path.as_posix(), image.member).with_suffix("") for image in images]
+    depth = 1
+    names = [path.name for path in paths]
+    while len(set(names)) < len(names) and depth < max(len(path.parts) for path in paths):
+        depth += 1
+        counts = Counter(names)
+        longer = ["/".join(path.parts[-depth:]) for path in paths]
+        names = [new if counts[name] > 1 else name for name, new in zip(names, longer, strict=True)]
+    return names
 
 
 class PairBuilder(datasets.GeneratorBasedBuilder):
@@ -124,9 +139,10 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
     def _generate_examples(self, pairs):
         lookup = self.label_map(self.config)
         turn = self.turns_masks(self.config)
+        names = unique_names([image for image, _ in pairs])
         with FileReader() as reader:
             for index, (image, annotation) in enumerate(pairs):
                 sources = reader.source(image), reader.source(annotation) if annotation else None
                 ids = encode_train_ids(*sources, lookup, (str(image), str(annotation)), turn)
                 stored = {"bytes": reader.read(image), "path": None} if image.member else str(image)
-                yield index, {"image": stored, "annotation": {"bytes": ids, "path": None}, "image_id": image.stem}
+                yield index, {"image": stored, "annotation": {"bytes": ids, "path": None}, "image_id": names[index]}

@@ -5,16 +5,19 @@
     hf-segkd predict MODEL --dataset camvid --data_dir CamVid --split test --output_dir OUT
 
 MODEL is a folder, a Hub id or an original checkpoint (.pth). Images that are done already are skipped: run an
-interrupted command again to continue.
+interrupted command again to continue. `predictions.json` says which model, protocol and format made the label maps;
+another one is refused in the same folder, and no file is replaced that this command has not written.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -23,6 +26,8 @@ from hf_segkd.commands.flags import CommandParser, add_fields
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.deployment.label_files import (
     FORMATS,
+    SUFFIXES,
+    archive_path,
     check_format,
     find_images,
     label_path,
@@ -31,7 +36,17 @@ from hf_segkd.deployment.label_files import (
     write_archive,
     write_label_file,
 )
+from hf_segkd.deployment.prediction_folder import Predicted, begin_predictions, check_name, own_files
 from hf_segkd.evaluation.settings import InferenceProtocol, RunningArguments
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image of the command line: how to open it, text that changes with it, and its file where it has one."""
+
+    open: Callable[[], Image.Image]
+    state: str
+    file: Path | None = None
 
 
 def main(argv: list[str] | None = None) -> list[Path]:
@@ -40,54 +55,94 @@ def main(argv: list[str] | None = None) -> list[Path]:
     plain_logs()
     from hf_segkd.evaluation.progress import progress
 
+    folder = Path(arguments.output_dir)
     with readable_errors():
-        protocol, images = InferenceProtocol.from_arguments(arguments), images_of(arguments)
-        segmenter = load(arguments, protocol)
+        protocol = InferenceProtocol.from_arguments(arguments)
+        pictures = pictures_of(arguments)
+        segmenter, made_by = load(arguments, protocol)
         label_format = check_format(arguments.format, segmenter.num_labels)
+        paths = {name: label_path(folder, name, label_format) for name in pictures}
+        images = {name: Predicted(paths[name], picture.state, picture.file) for name, picture in pictures.items()}
+        made_with = {**made_by, "format": arguments.format, "protocol": str(protocol), "dtype": arguments.dtype}
+        archive = archive_path(folder, arguments.format) if arguments.archive else None
+        pending = begin_predictions(folder, made_with, images, arguments.overwrite, archive)
     palette = palette_of(segmenter.id2label)
-    paths = {name: label_path(arguments.output_dir, name, label_format) for name in images}
-    pending = [name for name, path in paths.items() if arguments.overwrite or not path.is_file()]
     failed = []
     for name in progress(pending, len(pending), "predicting"):
         try:
-            image = upright(images[name]())
-        except OSError as error:
-            failed.append(f"{name}: {error}")
+            image = upright(pictures[name].open())
+            picture = label_format.write(segmenter(image), image, palette)
+        except Exception as error:  # whatever one picture does to Pillow or to the memory: the others are predicted
+            failed.append(f"{name}: {' '.join(str(error).split())[:300] or type(error).__name__}")
             continue
-        write_label_file(label_format.write(segmenter(image), image, palette), paths[name])
-    done = f"{len(pending) - len(failed)} label maps written to {arguments.output_dir}"
+        with readable_errors():
+            write_label_file(picture, paths[name])
+    done = f"{len(pending) - len(failed)} label maps written to {folder}"
     earlier = len(paths) - len(pending)
     print(f"{done}, {earlier} were there already" if earlier else done)
     if failed:
-        sys.exit("Unreadable, and left out:\n  " + "\n  ".join(failed))
-    if arguments.archive:
-        print(write_archive(list(paths.values()), arguments.output_dir, arguments.format, label_format))
+        sys.exit("error: left out, for they cannot be read or predicted:\n  " + "\n  ".join(failed))
+    if archive:
+        with readable_errors():
+            print(write_archive(list(paths.values()), archive, folder))
     return list(paths.values())
 
 
 def load(arguments: argparse.Namespace, protocol: InferenceProtocol):
-    """The segmenter of the model on the command line."""
+    """The segmenter of the model on the command line, and what the folder's manifest says of the model."""
     import torch
 
     from hf_segkd.evaluation.segmenter import Segmenter, default_device
     from hf_segkd.loading.any_model import load_model
+    from hf_segkd.loading.fingerprint import fingerprint
 
     model, processor = load_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    made_by = {"model": fingerprint(model, processor)}
     model = model.to(getattr(torch, arguments.dtype))
     running = torch.compile(model) if arguments.compile else model
-    return Segmenter(running, processor, protocol, arguments.device or default_device())
+    return Segmenter(running, processor, protocol, arguments.device or default_device()), made_by
 
 
-def images_of(arguments: argparse.Namespace) -> dict[str, Callable]:
-    """Name -> function that opens it, of every image that the command line means."""
+def pictures_of(arguments: argparse.Namespace) -> dict[str, Picture]:
+    """Name -> picture, of every image that the command line means.
+
+    Raises:
+        ValueError: If there is none, or two images have one name.
+    """
     if not arguments.dataset:
-        return {name: partial(Image.open, path) for name, path in find_images(arguments.files).items()}
+        files = find_images(arguments.files, own_files(arguments.output_dir))
+        return {name: Picture(partial(Image.open, path), file_state(path), path) for name, path in files.items()}
     if arguments.files:
         raise ValueError("Give image files or a --dataset, not both.")
+    import datasets
+
     dataset = open_from_arguments(arguments)
-    rows = dataset.split(arguments.split or dataset.spec.eval_split)
-    pictures = rows.select_columns("image")
-    return {Path(name).stem: partial(_picture, pictures, index) for index, name in enumerate(rows["image_id"])}
+    rows = dataset.split(arguments.split or dataset.spec.eval_split).select_columns(["image", "image_id"])
+    stored = rows.with_format(None).cast_column("image", datasets.Image(decode=False))
+    found: dict[str, Picture] = {}
+    for index, row in enumerate(stored):
+        name = name_of(row["image_id"])
+        if name in found:
+            raise ValueError(f"Two images of the dataset are called {name!r}: their label maps would be one file.")
+        picture = partial(_picture, rows, index)
+        if row["image"]["bytes"] is None:
+            path = Path(row["image"]["path"])
+            found[name] = Picture(picture, file_state(path), path)
+        else:
+            found[name] = Picture(picture, hashlib.sha256(row["image"]["bytes"]).hexdigest())
+    return found
+
+
+def name_of(image_id: str) -> str:
+    """Name of an image's label map: its id, without the suffix of a picture."""
+    path = PurePosixPath(check_name(str(image_id)))
+    return str(path.with_suffix("") if path.suffix.lower() in SUFFIXES else path)
+
+
+def file_state(path: Path) -> str:
+    """Size and time of a file, which change with it."""
+    status = path.stat()
+    return f"{status.st_size} bytes, {status.st_mtime_ns}"
 
 
 def _picture(rows, index: int) -> Image.Image:
@@ -106,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output_dir", required=True, help="folder for the label files")
     add("--format", default="palette", choices=sorted(FORMATS), help="cityscapes, voc, ade20k: for their test servers")
     add("--archive", action="store_true", help="pack the files as the test server wants them")
-    add("--overwrite", action="store_true", help="predict again what is there already")
+    add("--overwrite", action="store_true", help="predict again what is there already, also with other settings")
     add_fields(parser, DataArguments, "data")
     add_fields(parser, InferenceProtocol, "protocol")
     add_fields(parser, RunningArguments, "running")

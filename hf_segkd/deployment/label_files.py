@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from dataset_builders.files import walk
 from hf_segkd.data.colors import distinct_colors
 from hf_segkd.reports.pictures import Palette, overlay
 
@@ -91,11 +92,14 @@ def check_format(name: str, num_labels: int) -> LabelFormat:
     return label_format
 
 
-def find_images(sources: Sequence[str | Path]) -> dict[str, Path]:
+def find_images(sources: Sequence[str | Path], left_out: Collection[Path] = ()) -> dict[str, Path]:
     """Every image that files, folders and globs name, by its name without suffix, in order.
 
     Args:
-        sources (`Sequence[str | Path]`): Files; folders, searched through for image files; globs (`"a/**/*.png"`).
+        sources (`Sequence[str | Path]`): Files; folders, searched through for image files; globs such as
+            `"a/**/*.png"`, whose `**` follows no links.
+        left_out (`Collection[Path]`, *optional*): Resolved paths that folders and globs do not mean, such as earlier
+            label maps.
 
     Raises:
         ValueError: If a source has no image, there is no source, or two images would be written to one file.
@@ -106,16 +110,24 @@ def find_images(sources: Sequence[str | Path]) -> dict[str, Path]:
     for source in map(str, sources):
         if Path(source).is_file():
             found = [Path(source)]
-        elif Path(source).is_dir():
-            found = [path for path in sorted(Path(source).rglob("*")) if path.suffix.lower() in SUFFIXES]
         else:
-            found = [Path(path) for path in sorted(glob.glob(source, recursive=True)) if Path(path).is_file()]
+            found = [path for path in _listed(source) if path.is_file() and path.resolve() not in left_out]
         if not found:
             raise ValueError(f"No image at '{source}'. Looked for a file, a folder with images, and a glob.")
         for path in found:
-            if images.setdefault(path.stem, path) != path:
+            if images.setdefault(path.stem, path).resolve() != path.resolve():
                 raise ValueError(f"'{images[path.stem]}' and '{path}' would both be written to {path.stem}.png.")
     return images
+
+
+def _listed(source: str) -> list[Path]:
+    if Path(source).is_dir():
+        files = walk(Path(source), Path(source)).values()
+        return sorted(file.path for file in files if file.path.suffix.lower() in SUFFIXES)
+    # Not the module glob: its ** follows links, also one that leads to a folder above.
+    anchor = Path(source).anchor
+    pattern = os.path.relpath(source, anchor) if anchor else source
+    return sorted(path for path in Path(anchor or ".").glob(pattern) if not path.name.startswith("."))
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -146,22 +158,36 @@ def label_path(output_dir: str | Path, name: str, label_format: LabelFormat) -> 
 def write_label_file(picture: Image.Image, path: Path) -> None:
     """Save a picture so that the file is either whole or absent, whatever interrupts the program."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    picture.save(unfinished, format="PNG")
-    os.replace(unfinished, path)
+    with _whole(path) as unfinished:
+        picture.save(unfinished, format="PNG")
 
 
-def write_archive(paths: Iterable[Path], output_dir: str | Path, name: str, label_format: LabelFormat) -> Path:
-    """Pack label files, with the folders that the server expects, into `output_dir/name.zip` or `.tar.gz`."""
-    output_dir = Path(output_dir)
-    archive = output_dir / f"{name}{label_format.archive}"
-    members = [(path, str(path.relative_to(output_dir))) for path in paths]
-    if label_format.archive == ".zip":
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:  # PNGs are compressed already
-            for path, member in members:
-                file.write(path, member)
-    else:
-        with tarfile.open(archive, "w:gz") as file:
-            for path, member in members:
-                file.add(path, member)
+def archive_path(output_dir: str | Path, name: str) -> Path:
+    """File of the archive of a format: `output_dir/name.zip` or `.tar.gz`."""
+    return Path(output_dir) / f"{name}{FORMATS[name].archive}"
+
+
+def write_archive(paths: Iterable[Path], archive: Path, folder: Path) -> Path:
+    """Pack label files, with the folders below `folder` that the server expects, into a new archive."""
+    members = [(path, path.relative_to(folder).as_posix()) for path in paths]
+    with _whole(archive) as unfinished:
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as file:  # PNGs are compressed already
+                for path, member in members:
+                    file.write(path, member)
+        else:
+            with tarfile.open(unfinished, "w:gz") as file:
+                for path, member in members:
+                    file.add(path, member)
     return archive
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A hidden file beside `path` that becomes `path` when the block has ended well, and goes otherwise."""
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
