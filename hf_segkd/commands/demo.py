@@ -10,6 +10,7 @@ a Gradio Space, whose models are Hub ids.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from hf_segkd.commands.flags import CommandParser
 from hf_segkd.console import plain_logs, readable_errors
@@ -19,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     """Start the page, or write the Space, as the command line says."""
     arguments = parser().parse_args(argv)
     plain_logs()
-    from hf_segkd.deployment.demo_page import DemoPage, write_space
+    from hf_segkd.deployment.demo_page import DemoPage, serve, write_space
     from hf_segkd.evaluation.segmenter import Segmenter, default_device
     from hf_segkd.loading.any_model import load_model
 
@@ -31,8 +32,10 @@ def main(argv: list[str] | None = None) -> None:
         models["Student"] = arguments.student
         device = arguments.device or default_device()
         segmenters = {title: Segmenter(*load_model(spec), device=device) for title, spec in models.items()}
-        page = DemoPage(segmenters).build(examples())
-    page.launch(server_name=arguments.host, server_port=arguments.port, share=False)
+        page = DemoPage(segmenters)
+    build = partial(page.build, examples())
+    with readable_errors(ImportError, OSError):  # Gradio is not installed, or the port is taken
+        serve(build, server_name=arguments.host, server_port=arguments.port)
 
 
 def examples(count: int = 4) -> list:

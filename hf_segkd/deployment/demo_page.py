@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
+import re
 import shutil
+import signal
+import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +29,10 @@ _EXTRA = "pip install 'hf-segkd[demo]'"
 LONGEST_SIDE = 1024  # pixels; a phone's photo would take a CPU minutes
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "safetensors", "numpy", "pillow", "gradio")
 _RESULT = {"interactive": False, "format": "png", "show_label": False, "buttons": ["download", "fullscreen"]}
-_APP = '''"""The page of hf_segkd's demo: {student}."""
+_UPLOADS = "20mb"  # largest file that a visitor may send
+_KEPT = 3600  # seconds that what visitors sent is kept at most
+_PAGE_TITLE = '"""The page of hf_segkd\'s demo."""'
+_APP = """{title}
 
 from pathlib import Path
 
@@ -32,14 +42,15 @@ from hf_segkd.deployment.demo_page import DemoPage
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
 
-MODELS = {models!r}
+MODELS = {models}
 
 pages = DemoPage({{title: Segmenter(*load_model(model)) for title, model in MODELS.items()}})
 page = pages.build([Image.open(path) for path in sorted(Path("examples").glob("*.png"))])
 
 if __name__ == "__main__":
-    page.launch()
-'''
+    page.launch(max_file_size={uploads})
+"""
+# JSON strings are YAML strings too: an id is data here, whatever it holds.
 _README = """---
 title: {title}
 sdk: gradio
@@ -165,7 +176,8 @@ class DemoPage:
         def blend(result: Segmented | None, opacity: float) -> list:
             return [None] * len(titles) if result is None else self.overlays(result, opacity)
 
-        with gradio.Blocks(title=" and ".join(titles), analytics_enabled=False) as page:
+        kept = (_KEPT, _KEPT)  # seconds between two looks, and until a file is deleted
+        with gradio.Blocks(title=" and ".join(titles), analytics_enabled=False, delete_cache=kept) as page:
             gradio.Markdown(f"# {' and '.join(titles)}\nSegment an image of your own, or one of the examples.")
             result = gradio.State()
             with gradio.Row():
@@ -190,6 +202,35 @@ class DemoPage:
         return page
 
 
+def serve(build: Callable[[], Any], **options: Any) -> None:
+    """Build a page and serve it until the process is stopped; what visitors sent is deleted then.
+
+    Args:
+        build (`Callable`): Returns the page: [`DemoPage.build`].
+        options: For Gradio's `launch`. Larger files than 20 MB are refused.
+    """
+    # Gradio keeps uploads in a folder that all users of the machine can read, and leaves them there.
+    with tempfile.TemporaryDirectory(prefix="hf_segkd_demo_") as folder, _environment("GRADIO_TEMP_DIR", folder):
+        handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        try:
+            build().launch(max_file_size=_UPLOADS, share=False, **options)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def write_space(
     folder: str | Path, student_id: str, teacher_id: str | None = None, examples: Sequence[Image.Image] = ()
 ) -> Path:
@@ -199,7 +240,7 @@ def write_space(
     source of hf_segkd, so that the Space needs no published package.
 
     Args:
-        folder (`str` or `Path`): Made where it does not exist; files of these names are replaced.
+        folder (`str` or `Path`): Made where it does not exist; an earlier Space in it is replaced.
         student_id, teacher_id (`str`): Hub ids of the models.
         examples (`Sequence[PIL.Image.Image]`, *optional*): Images to pick from, free to be published.
 
@@ -207,15 +248,17 @@ def write_space(
         `Path`: The folder, to be uploaded as it is.
 
     Raises:
-        ValueError: A model that is not given by its Hub id.
+        ValueError: A model that is not given by its Hub id, or a folder that holds other files.
         ImportError: Without gradio.
     """
     models = ({"Teacher": teacher_id} if teacher_id else {}) | {"Student": student_id}
     for model in models.values():
-        if model.count("/") != 1 or not all(model.split("/")) or Path(model).exists():
-            raise ValueError(f"A Space loads its models from the Hub: '{model}' is no id such as user/name.")
-    versions = _installed_versions()
+        if model.count("/") != 1 or Path(model).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model, re.ASCII):
+            raise ValueError(f"A Space loads its models from the Hub: {model!r} is no id such as user/name.")
     folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not _is_space(folder):
+        raise ValueError(f"'{folder}' is not empty, and holds no earlier Space of this command. Give another folder.")
+    versions = _installed_versions()
     (folder / "examples").mkdir(parents=True, exist_ok=True)
     for index, example in enumerate(examples):
         example.save(folder / "examples" / f"{index}.png")
@@ -224,12 +267,14 @@ def write_space(
     shutil.copytree(source, folder / source.name, ignore=ignored, dirs_exist_ok=True)
     requirements = [f"{name}=={version}" for name, version in versions.items()]
     (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
-    (folder / "app.py").write_text(_APP.format(student=student_id, models=models), encoding="utf-8")
+    (folder / "app.py").write_text(
+        _APP.format(title=_PAGE_TITLE, models=json.dumps(models), uploads=json.dumps(_UPLOADS)), encoding="utf-8"
+    )
     readme = _README.format(
-        title=student_id.split("/")[1],
+        title=json.dumps(student_id.split("/")[1]),
         gradio=versions["gradio"],
-        models="\n".join(f"- {model}" for model in models.values()),
-        names=" and ".join(models.values()),
+        models="\n".join(f"- {json.dumps(model)}" for model in models.values()),
+        names=" and ".join(f"`{model}`" for model in models.values()),
     )
     (folder / "README.md").write_text(readme, encoding="utf-8")
     return folder
@@ -238,6 +283,11 @@ def write_space(
 def _swatch(color: Sequence[int]) -> str:
     """CSS of a cell that shows the color of its class."""
     return "border-left: 1.2em solid rgb({}, {}, {})".format(*color)
+
+
+def _is_space(folder: Path) -> bool:
+    app = folder / "app.py"
+    return app.is_file() and app.read_text(encoding="utf-8", errors="replace").startswith(_PAGE_TITLE)
 
 
 def _installed_versions() -> dict[str, str]:

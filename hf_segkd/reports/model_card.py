@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -12,6 +13,8 @@ from hf_segkd.data.specs import UNKNOWN_LICENSE
 from hf_segkd.losses import LOSSES
 from hf_segkd.models import SHORT_NAMES
 from hf_segkd.recipe import load_yaml
+from hf_segkd.reports.markdown import code, fence, plain
+from hf_segkd.reports.tables import markdown_table
 from hf_segkd.training.resume import change_lines, differences, earlier_recipes
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -58,17 +61,16 @@ def model_card(folder: str | Path, repo_id: str | None = None, branch: str | Non
     columns, rows = _results(report, _latency(folder, recipe))
     class_columns, class_rows = _classes(report)
     content = {
-        "title": title,
+        "title": plain(title),
         "sentence": _sentence(config, report, recipe, [method for method in methods if method.needs_teacher]),
-        "columns": columns,
-        "rows": rows,
+        "table": markdown_table(["", *columns], rows, numbers=True),
         "protocol": _protocol(report),
         "figures": [(path, caption) for path, caption in FIGURES.items() if (folder / path).is_file()],
-        "class_columns": class_columns,
-        "class_rows": class_rows,
+        "class_table": markdown_table(["class", *class_columns], class_rows, numbers=True),
         **_usage(folder, repo_id, branch),
         "facts": _training(report, recipe) + _changes(folder, recipe),
         "recipe": recipe_text,
+        "fence": fence(recipe_text),
         "license": _data_license(report["dataset"]),
         "methods": _methods(specs),
         "citations": "\n\n".join(dict.fromkeys(method.citation for method in methods if method.citation)),
@@ -107,8 +109,9 @@ def _card_data(title: str, config: dict, report: dict, recipe: dict) -> ModelCar
 
 
 def _sentence(config: dict, report: dict, recipe: dict, methods: list) -> str:
-    name = config["architectures"][0].removesuffix("ForSemanticSegmentation")
-    text = f"{name} for semantic segmentation of the {len(report['per_class_iou'])} classes of {report['dataset']}"
+    name = plain(config["architectures"][0].removesuffix("ForSemanticSegmentation"))
+    text = f"{name} for semantic segmentation of the {len(report['per_class_iou'])} classes of "
+    text += plain(report["dataset"])
     if methods:
         names = list(dict.fromkeys(method.__name__.removesuffix("Loss") for method in methods))
         text += f", distilled from {_teacher_name(recipe)} with {', '.join(names)}"
@@ -132,9 +135,9 @@ def _teacher_name(recipe: dict) -> str:
     for entry in given:
         own = {"model": entry} if isinstance(entry, str) else entry
         model, revision = own["model"], own.get("revision", recipe.get("teacher_revision"))
-        name = f"`{Path(model).name}`"
+        name = code(Path(model).name)
         if revision is not None:
-            name = f"[{model}](https://huggingface.co/{model}/tree/{revision})"
+            name = f"[{plain(model)}](https://huggingface.co/{quote(model)}/tree/{quote(revision)})"
         weight = own.get("weight", 1)
         names.append(name if weight == 1 else f"{weight:g} x {name}")
     return " and ".join(names)
@@ -204,7 +207,7 @@ def _latency(folder: Path, recipe: dict) -> dict[str, dict]:
 
 def _protocol(report: dict) -> str:
     return (
-        f"Scores: {report['images']} images of the {report['split']} split of {report['dataset']}, "
+        f"Scores: {report['images']} images of the {report['split']} split of {plain(report['dataset'])}, "
         f"{report['protocol']}. "
         "GMACs: multiply-accumulate operations of one image, counted by PyTorch. "
         "All numbers were measured, none is cited."
@@ -214,9 +217,9 @@ def _protocol(report: dict) -> str:
 def _usage(folder: Path, repo_id: str | None, branch: str | None) -> dict:
     # Native students have no code in their folder, and nothing to trust.
     remote = any(path.suffix == ".py" for path in folder.iterdir())
-    revision = f', revision="{branch}"' if branch else ""
+    revision = f", revision={json.dumps(branch)}" if branch else ""
     extra = revision + (", trust_remote_code=True" if remote else "")
-    sample, where = "figures/sample.png", repo_id or "."
+    sample, where = "figures/sample.png", json.dumps(repo_id or ".")
     needs = "Needs `torch`, `transformers` and `pillow`"
     needs += ": the model's code is in this folder." if remote else " only."
     needs += "" if repo_id else " The snippets run in this folder."
@@ -225,9 +228,9 @@ def _usage(folder: Path, repo_id: str | None, branch: str | None) -> dict:
     return {
         "requirements": needs,
         "remote_image": repo_id is not None,
-        "load_arguments": f'model="{where}"{extra}',
-        "load_arguments_positional": f'"{where}"{extra}',
-        "image": f'hf_hub_download("{repo_id}", "{sample}"{revision})' if repo_id else f'"{sample}"',
+        "load_arguments": f"model={where}{extra}",
+        "load_arguments_positional": f"{where}{extra}",
+        "image": f'hf_hub_download({where}, "{sample}"{revision})' if repo_id else f'"{sample}"',
     }
 
 
@@ -278,7 +281,7 @@ def _changes(folder: Path, recipe: dict) -> list[str]:
     following = [*(part for _, part in parts), recipe][1:]
     facts = []
     for (step, was), now in zip(parts, following, strict=True):
-        changes = "; ".join(change_lines(differences(was, now, {})))
+        changes = plain("; ".join(change_lines(differences(was, now, {}))))
         facts.append(f"resumed with changes at step {step}: {changes} (until then `recipe_until_{step}.yaml`)")
     return facts
 
@@ -288,7 +291,7 @@ def _methods(specs: dict[str, dict]) -> list[str]:
     for name, options in specs.items():
         loss = LOSSES[options.get("type", name)]
         if loss.paper:
-            lines.append(f"`{name}`: [{loss.__name__}]({loss.paper}), weight {options.get('weight', 1.0)}")
+            lines.append(f"{code(name)}: [{loss.__name__}]({loss.paper}), weight {options.get('weight', 1.0)}")
     return lines
 
 

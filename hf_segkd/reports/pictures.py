@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hf_segkd.reports.markdown import printable
+
 Palette = Sequence[tuple[int, int, int]]
 
 _CELL = 256  # width of one picture in a comparison, pixels
@@ -60,6 +62,7 @@ def overlay(image: Image.Image, labels: np.ndarray | Image.Image, palette: Palet
 def legend(labels: Sequence[str], palette: Palette, width: int = 2 * _CELL) -> Image.Image:
     """Class names beside their colors, in as many columns as `width` (pixels) allows."""
     font = ImageFont.load_default(_FONT_SIZE)
+    labels = [printable(name) for name in labels]
     row = _FONT_SIZE + _GAP
     column = int(max(font.getlength(name) for name in labels)) + row + 2 * _GAP
     columns = max(1, (width - _GAP) // column)

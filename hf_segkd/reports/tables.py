@@ -6,12 +6,18 @@ import math
 from collections.abc import Iterable, Sequence
 
 from hf_segkd.evaluation.comparison import Difference
+from hf_segkd.reports.markdown import plain, printable
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table: a header line, a rule and one line per row, without a newline at the end."""
-    header, *body = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
-    return "\n".join([header, "|---" * len(head) + "|", *body])
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
+    """A Markdown table: a header line, a rule and one line per row, without a newline at the end.
+
+    Cells are text: what would be Markdown or HTML in them is shown as it is. With `numbers`, all columns but the first
+    are aligned to the right.
+    """
+    header, *body = (f"| {' | '.join(map(plain, cells))} |" for cells in (head, *rows))
+    rule = "|---" + ("|---:" if numbers else "|---") * (len(head) - 1) + "|"
+    return "\n".join([header, rule, *body])
 
 
 def table(report: dict) -> str:
@@ -19,7 +25,7 @@ def table(report: dict) -> str:
     width = max(len("mean (present classes)"), *(len(label) for label in report["per_class_iou"]))
     lines = [f"{'class':<{width}}   IoU %   acc %"]
     for label, iou in report["per_class_iou"].items():
-        lines.append(f"{label:<{width}}  {percent(iou)}  {percent(report['per_class_accuracy'][label])}")
+        lines.append(f"{printable(label):<{width}}  {percent(iou)}  {percent(report['per_class_accuracy'][label])}")
     lines.append("-" * len(lines[0]))
     lines.append(
         f"{'mean (present classes)':<{width}}  {percent(report['mean_iou'])}  {percent(report['mean_accuracy'])}"
@@ -32,7 +38,7 @@ def table(report: dict) -> str:
 
 def aligned_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table for a terminal: names to the left, numbers to the right, a rule under the header."""
-    rows = [tuple(row) for row in rows]
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -72,7 +78,7 @@ def comparison_table(difference: Difference, labels: Sequence[str], first: str, 
     """Per-class IoU of `first` minus that of `second` in points, with intervals, as text for a terminal."""
     width = max(len("mean IoU"), *(len(label) for label in labels))
     header = f"{'class':<{width}}   difference   {100 * difference.level:g} % interval"
-    rows = [*zip(labels, difference.per_class_iou, strict=True), ("mean IoU", difference.mean_iou)]
+    rows = [*zip(map(printable, labels), difference.per_class_iou, strict=True), ("mean IoU", difference.mean_iou)]
     lines = [
         f"{name:<{width}}   {100 * x:+10.2f}   {100 * low:+.2f} to {100 * high:+.2f}" for name, (x, low, high) in rows
     ]

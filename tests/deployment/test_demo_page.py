@@ -1,10 +1,16 @@
 """The demo page: what it computes, what it writes for a Space, and a browser that uses it."""
 
+import ast
 import os
 import re
 import shutil
+import signal
+import stat
 import subprocess
 import sys
+import tempfile
+import urllib.error
+import urllib.request
 from io import BytesIO
 
 import numpy as np
@@ -15,7 +21,7 @@ from PIL import Image
 
 from dataset_builders.street_scenes import draw_scene
 from helpers.tiny import LABELS, TINY
-from hf_segkd.deployment.demo_page import LONGEST_SIDE, DemoPage, Segmented, write_space
+from hf_segkd.deployment.demo_page import LONGEST_SIDE, DemoPage, Segmented, serve, write_space
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import default_processor
@@ -174,6 +180,90 @@ def test_space_runs_from_its_folder_alone(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert f"['Teacher', 'Student'] {folder / 'hf_segkd' / '__init__.py'} 1" in run.stdout
+
+
+INJECTED = (
+    *(
+        'x/y"""\nimport os; os.abort()\n"""',
+        "x/y'}\nimport os; os.abort()\n#",
+        "x/y\nlicense: mine",
+        "x/ y",
+        "x/{models}",
+    ),
+    *("x/`y`", "x/"),
+)
+
+
+@pytest.mark.parametrize("model", INJECTED, ids=range(len(INJECTED)))
+def test_ids_are_never_code(tmp_path, model):
+    """`app.py` held the student's id in its docstring: an id that ends it would run on the Hub's machines."""
+    for ids in ((model, None), ("user/student", model)):
+        with pytest.raises(ValueError, match="is no id such as user/name"):
+            write_space(tmp_path, *ids)
+    assert not list(tmp_path.iterdir())
+
+
+def test_written_app_holds_ids_as_data(tmp_path):
+    """Whatever the check of ids lets through: the source is the same but for one literal."""
+    pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    app = (write_space(tmp_path / "space", "user/student", "user/teacher") / "app.py").read_text()
+    (models,) = [ast.literal_eval(line.split(" = ")[1]) for line in app.splitlines() if line.startswith("MODELS")]
+    assert models == {"Teacher": "user/teacher", "Student": "user/student"}
+    assert app.count("user/") == 2 and 'launch(max_file_size="20mb")' in app
+    write_space(tmp_path / "space", "user/other")  # its own may be replaced
+    assert "user/other" in (tmp_path / "space" / "app.py").read_text()
+
+
+def send(url: str, content: bytes) -> int:
+    """Upload a file to a page as a browser does; the status of the answer."""
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    request = urllib.request.Request(f"{url}gradio_api/upload", head + content + b"\r\n--x--\r\n")
+    request.add_header("Content-Type", "multipart/form-data; boundary=x")
+    try:
+        return urllib.request.urlopen(request, timeout=60).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_uploads_are_limited_and_gone_when_the_page_stops(page, tmp_path, monkeypatch):
+    """They were of any size, lay in a folder that all users of the machine can read, and stayed there."""
+    pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = {}
+
+    def build():
+        built = page.build([])
+        launch = built.launch
+
+        def launch_and_send(**options):
+            _, url, _ = launch(prevent_thread_lock=True, quiet=True, **options)
+            found["status"] = [send(url, b"small"), send(url, b"x" * 21_000_000)]
+            found["kept"] = [path for path in tmp_path.rglob("*.png") if path.stat().st_size == 5]
+            (folder,) = tmp_path.glob("hf_segkd_demo_*")
+            found["mode"] = stat.S_IMODE(folder.stat().st_mode)
+            built.close()
+
+        built.launch = launch_and_send
+        return built
+
+    serve(build, server_name="127.0.0.1")
+    assert found["status"][0] == 200 and found["status"][1] >= 400
+    assert len(found["kept"]) == 1 and found["mode"] == 0o700
+    assert not list(tmp_path.rglob("*.png")) and "GRADIO_TEMP_DIR" not in os.environ
+
+
+def test_termination_deletes_uploads_too(monkeypatch):
+    """Services are stopped by SIGTERM, which ends Python without its last lines."""
+    seen = []
+
+    class Page:
+        def launch(self, **options):
+            seen.append(os.environ["GRADIO_TEMP_DIR"])
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        serve(Page)
+    assert not os.path.exists(seen[0]) and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("model", ["student", "runs/a/student", "/tmp/student"])

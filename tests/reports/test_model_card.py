@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from huggingface_hub import ModelCard
@@ -16,6 +17,7 @@ from hf_segkd.data.specs import UNKNOWN_LICENSE
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.losses import LOSSES
 from hf_segkd.recipe import dump, load_yaml
+from hf_segkd.reports.markdown import code, fence, plain
 from hf_segkd.reports.model_card import model_card, update_model_card, write_model_card
 from hf_segkd.reports.run_folder import begin_run
 
@@ -123,6 +125,67 @@ def test_latency_is_shown_where_it_was_measured(copied):
     assert cells(model_card(copied), "median latency, ms") == ["8", "2", "0.250"]
     (copied / "benchmark.json").write_text(json.dumps({"rows": rows[:1]}))
     assert "median latency" not in model_card(copied)
+
+
+HOSTILE = (
+    *("a | b", "```\n# owned", "![x](https://evil.example/p.png)", "<img src=x onerror=alert(1)>", "</details>"),
+    *("[free](https://evil.example)", "https://evil.example", "`rm -rf`", "__bold__", "&lt;b&gt;", "\x1b[2Jgone"),
+    *("a\\|b", "line\r\nbreak", "\u202ebackwards", "$$x$$"),
+)
+
+
+def hostile(copied, name: str):
+    """A folder in which class, dataset, teacher and method go by that name."""
+    report = json.loads((copied / "metrics.json").read_text())
+    for scores in (report, report["models"]["teacher"]):
+        values = scores["per_class_iou"]
+        scores["per_class_iou"] = {name if label == "sky" else label: value for label, value in values.items()}
+    (copied / "metrics.json").write_text(json.dumps({**report, "dataset": name}))
+    given = load_yaml((copied / "recipe.yaml").read_text())
+    losses = {"task": {}, name: {"type": "kd"}}
+    dump({**given, "dataset": name, "teacher": f"x/{name}", "losses": losses}, copied / "recipe.yaml")
+    return model_card(copied)
+
+
+def without_code(card: str) -> str:
+    """The body of a card without its blocks of code."""
+    body, fence = [], None
+    for line in card.split("---", 2)[2].splitlines():
+        mark = line[: len(line) - len(line.lstrip("`"))]
+        if fence is None and len(mark) >= 3:
+            fence = mark
+        elif fence is not None and line.startswith(fence):
+            fence = None
+        elif fence is None:
+            body.append(line)
+    assert fence is None, "a block of code does not end"
+    return re.sub("`[^`\n]+`", "", "\n".join(body))
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_names_of_strangers_are_shown_and_do_nothing(copied, name):
+    """Class names come from exports and the Hub: one broke the table, one showed a picture of another server."""
+    files = {path: path.read_text() for path in copied.iterdir()}
+    expected = without_code(hostile(copied, "harmless"))
+    for path, text in files.items():
+        path.write_text(text)
+    card = hostile(copied, name)
+    body = without_code(card)
+    for mark in ("\n#", "](", "<", "\n|", "\n```", "\n- ", "https://", "$", "*"):
+        assert body.count(mark) == expected.count(mark), mark
+    rows = [line for line in body.splitlines() if line.startswith("|")]
+    widths = [line.count("|") for line in expected.splitlines() if line.startswith("|")]
+    assert [row.count("|") for row in rows] == widths
+    assert all(letter.isprintable() for letter in body.replace("\n", ""))
+    assert ModelCard(card).data.eval_results[0].dataset_name == name
+    assert load_yaml(card.split("yaml\n")[1].split("\n```")[0])["dataset"] == name or "```" in name
+
+
+def test_ordinary_names_are_left_as_they_are():
+    """Escapes in front of every underscore would make the card's source unreadable."""
+    for name in ("traffic_light", "road (wet), 3-lane", "straße", "mIoU 24.5 % [+0.1, +0.3]", "runs/a-b.c"):
+        assert plain(name) == name
+    assert code("kd_cwd") == "`kd_cwd`" and plain("a|b") == "a&#124;b" and fence("a ```` b") == "`" * 5
 
 
 def test_own_data_is_said_to_have_an_unknown_license(copied):
