@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hf_segkd.commands import distill
 
 METHODS = Path(__file__).resolve().parents[1] / "recipes" / "methods"
-SCORES, COUNTS = "benchmark.json", "counts.safetensors"
+SCORES, COUNTS = "scores.json", "counts.safetensors"
 SCORING = threading.Lock()  # runs on several GPUs train side by side, but are scored one after the other
 
 
@@ -105,14 +105,16 @@ def plan(options: argparse.Namespace, flags: list[str]) -> list[Run]:
 
 def work(run: Run, devices: queue.SimpleQueue, split: str) -> bool:
     """Train and score one run in its own process, unless that was done before; whether it succeeded."""
-    if (run.folder / SCORES).is_file():
+    from hf_segkd.training.finished_run import missing_of_run
+
+    if is_scored(run, split):
         return True
     device = devices.get()
     print(f"{run.method}, seed {run.seed}: {log_file(run)}", flush=True)
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
-        if not (run.folder / "metrics.json").is_file():
+        if missing_of_run(run.folder):
             command = [sys.executable, "-m", "hf_segkd", "distill", *run.argv, "--resume"]
             with log_file(run).open("a") as log:
                 trained = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -123,6 +125,27 @@ def work(run: Run, devices: queue.SimpleQueue, split: str) -> bool:
         return True
     finally:
         devices.put(device)
+
+
+def is_scored(run: Run, split: str) -> bool:
+    """Whether the student that lies in a run's folder now was scored on this split."""
+    from hf_segkd.training.finished_run import missing_of_run
+
+    if missing_of_run(run.folder) or not (run.folder / COUNTS).is_file():
+        return False
+    try:
+        scores = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (scores.get("split"), scores.get("student")) == (split, student_hash(run))
+
+
+def student_hash(run: Run) -> str:
+    """SHA-256 of the student's weights."""
+    digest = hashlib.sha256()
+    for file in sorted(run.folder.glob("model*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def score(run: Run, split: str) -> None:
@@ -140,7 +163,7 @@ def score(run: Run, split: str) -> None:
     trained = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     scores = {"method": run.method, "seed": run.seed, "mean_iou": evaluation.scores()["mean_iou"]}
     scores |= {"dataset": dataset.spec.name, "split": split, "images": len(images)}
-    scores["protocol"] = str(segmenter.protocol)
+    scores |= {"protocol": str(segmenter.protocol), "student": student_hash(run)}
     kept = ("seconds_per_step", "peak_memory_mib", "loss_parameters", "steps", "hardware", "commit")
     save_file({"counts": evaluation.per_image.int()}, run.folder / COUNTS)
     write_json(scores | {key: trained[key] for key in kept}, run.folder / SCORES)  # last: it says that all is there

@@ -21,6 +21,10 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"'{folder}' is a file. Name a folder to save the model in.")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"'{folder}' is not empty. Name another folder, or pass --overwrite.")
+    if (folder / "recipe.yaml").is_file():
+        raise ValueError(
+            f"'{folder}' holds a training run, whose scores are not the new model's. Name another folder."
+        )
 
 
 def probe(model, pixel_values):
@@ -68,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.utils import logging
 
     from hf_segkd.conversion import FAMILIES, convert, converted_processor, load_original, recognize
+    from hf_segkd.loading.permissions import follow_umask
 
     if args.list:
         width = max(len(family.name) for family in FAMILIES)
@@ -87,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
 
         model.save_pretrained(args.folder)
         processor.save_pretrained(args.folder)
+        follow_umask(args.folder)
         check_reloaded(args.folder, model, image, logits)
 
     print(f"family      {family.name}")

@@ -20,7 +20,7 @@ from dataset_builders import BUILDERS, DataArguments, open_from_arguments
 from hf_segkd.commands.flags import CommandParser, add_fields
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.evaluation.settings import InferenceProtocol, RunningArguments, TeacherArguments
-from hf_segkd.reports.files import model_names, write_json
+from hf_segkd.reports.files import check_no_run, model_names, write_json
 
 if TYPE_CHECKING:
     from hf_segkd.evaluation.teacher import TeacherDescription
@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         protocol = InferenceProtocol.from_arguments(arguments)
         models = [*arguments.models, *(arguments.compare or ())]
         names = {} if arguments.teacher and not models else model_names(models)
+        output_dir = Path(arguments.output_dir)
+        check_no_run(output_dir, *(output_dir / name for name in (*names, "teacher")))
         segmenters = {name: load(model, spec.labels, protocol, device, arguments) for name, model in names.items()}
         if description := TeacherDescription.from_arguments(arguments):
             names |= {"teacher": str(description)}
@@ -53,7 +55,6 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         images = dataset.evaluation_set(split)
         if arguments.compare and len(images) < 2:
             raise ValueError(f"--compare needs at least two images to resample, the {split} split has {len(images)}.")
-        output_dir = Path(arguments.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
 
     reports, evaluations = {}, {}

@@ -12,6 +12,7 @@ training split.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import warnings
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter, crops, images_of, measurements, to_markdown
     from hf_segkd.evaluation.segmenter import Segmenter
     from hf_segkd.loading.any_model import load_model
+    from hf_segkd.loading.fingerprint import fingerprint
     from hf_segkd.training.checks import check_classes
 
     with readable_errors():
@@ -49,6 +51,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
         if dataset:
             check_classes(model, dataset.spec.labels, "model")
         scored = dataset.evaluation_set(arguments.split) if dataset else None
+        made_with = {"model": fingerprint(model, processor), "output": arguments.output, "size": arguments.size}
+        begin_export(Path(arguments.output_dir), made_with, arguments.overwrite)
         paths = write_files(model, processor, dataset, arguments)
         files = {name: OnnxSegmenter(path) for name, path in paths.items()}
 
@@ -63,11 +67,33 @@ def main(argv: list[str] | None = None) -> list[dict]:
     conditions = f"{height} x {width} pixels, {torch.get_num_threads()} threads, {len(scored or ())} images scored"
     text = f"{to_markdown(rows, paths)}\n\n{conditions}\n"
     print(f"\n{text}")
-    write_json({"conditions": conditions, "rows": rows}, Path(arguments.output_dir) / "export.json")
     (Path(arguments.output_dir) / "export.md").write_text(text, encoding="utf-8")
+    report = {"made_with": made_with, "conditions": conditions, "rows": rows}
+    write_json(report, Path(arguments.output_dir) / "export.json")
     if rows[1]["equal_pixels"] < MIN_AGREEMENT:
         sys.exit(f"error: the fp32 file disagrees with PyTorch on more than {1 - MIN_AGREEMENT:.2%} of the pixels.")
     return rows
+
+
+def begin_export(folder: Path, made_with: dict, overwrite: bool) -> None:
+    """Make the output folder ready: `export.json` says which model and settings made the files that lie there.
+
+    Raises:
+        ValueError: If they were made with others and `overwrite` is not given.
+    """
+    manifest = folder / "export.json"
+    earlier = json.loads(manifest.read_text(encoding="utf-8")).get("made_with") if manifest.is_file() else None
+    files = sorted(folder.glob("model_*.onnx"))
+    if files and earlier != made_with:
+        if not overwrite:
+            raise ValueError(
+                f"'{folder}' holds {files[0].name} of another model, --output or --size. Give another --output_dir, "
+                "or --overwrite to replace it."
+            )
+        for file in files:
+            file.unlink()
+    (folder / "export.md").unlink(missing_ok=True)
+    write_json({"made_with": made_with}, manifest)
 
 
 def write_files(model, processor, dataset, arguments: argparse.Namespace) -> dict[str, Path]:
@@ -108,5 +134,6 @@ def parser() -> argparse.ArgumentParser:
     add("--data_dir", help="folder of the raw dataset")
     add("--split", help="split that is scored (default: the dataset's validation split)")
     add("--calibration_images", type=int, default=32, help="training images that int8 is calibrated on (default: 32)")
+    add("--overwrite", action="store_true", help="replace the files of another model or of other settings")
     add_fields(parser, DataArguments, "data")
     return parser

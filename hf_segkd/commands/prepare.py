@@ -15,9 +15,14 @@ import json
 import sys
 from pathlib import Path
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from dataset_builders import BUILDERS, DataArguments, open_from_arguments
 from hf_segkd.commands.flags import CommandParser, add_fields
 from hf_segkd.console import plain_logs, readable_errors
+
+SOFTWARE = "hf-segkd prepare"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,7 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     from hf_segkd.reports.data_summary import overview, summarize, summary_text
     from hf_segkd.training.checks import check_data
 
+    picture_path = Path(arguments.output or ".", "overview.png")
     with readable_errors():
+        check_replaceable(picture_path)
         dataset = open_from_arguments(arguments)
         check_data(dataset)
         # Machines read stdout with --json: people's lines go to stderr then.
@@ -37,11 +44,29 @@ def main(argv: list[str] | None = None) -> None:
             summary = summarize(dataset)
             picture = overview(dataset)
             if picture is not None:
-                path = Path(arguments.output or ".", "overview.png")
-                picture.save(path)
-                print(f"{summary_text(summary)}\nLook at {path} before you train.")
+                mark = PngInfo()
+                mark.add_text("Software", SOFTWARE)
+                picture.save(picture_path, pnginfo=mark)
+                print(f"{summary_text(summary)}\nLook at {picture_path} before you train.")
     if arguments.json:
         print(json.dumps(summary.as_dict(), indent=2))
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to draw over a file that an earlier `prepare` has not drawn.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if not path.exists():
+        return
+    try:
+        with Image.open(path) as picture:
+            drawn_here = picture.info.get("Software") == SOFTWARE
+    except OSError:
+        drawn_here = False
+    if not drawn_here:
+        raise ValueError(f"'{path}' is in the way of the picture that is drawn. Move it, or give --output.")
 
 
 def parser() -> argparse.ArgumentParser:

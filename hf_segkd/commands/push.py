@@ -36,12 +36,15 @@ def check_folder(folder: str) -> None:
     """Check that a run was finished in `folder`.
 
     Raises:
-        ValueError: If a file is missing that each finished run leaves.
+        ValueError: If a file that each finished run leaves is missing or damaged.
     """
-    needed = ("config.json", "model.safetensors", "metrics.json", "recipe.yaml")
-    missing = [name for name in needed if not (Path(folder) / name).is_file()]
+    from hf_segkd.training.finished_run import missing_of_run
+
+    missing = missing_of_run(folder)
+    if missing is None and not (Path(folder) / "recipe.yaml").is_file():
+        missing = "recipe.yaml is missing"
     if missing:
-        raise ValueError(f"{folder!r} is not the folder of a finished run: it has no {', '.join(missing)}.")
+        raise ValueError(f"{folder!r} is not the folder of a finished run: {missing}.")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -78,6 +78,7 @@ def free_threads(cores: int, load: float) -> int:
 def one_seed(seed: int, folder: Path, overwrite: bool) -> dict:
     """Train teacher, student alone and distilled student with one seed and the same student budget."""
     from hf_segkd.reports.run_folder import write_curves
+    from hf_segkd.training.finished_run import missing_of_run
 
     teacher = folder / "teacher"
     runs = {
@@ -91,7 +92,7 @@ def one_seed(seed: int, folder: Path, overwrite: bool) -> dict:
     scores = {}
     history = {}
     for name, (output_dir, argv) in runs.items():
-        if overwrite or not (output_dir / "metrics.json").is_file():
+        if overwrite or missing_of_run(output_dir):
             print(f"\n=== {name}, seed {seed} ===", flush=True)
             resume = "--overwrite" if overwrite else "--resume"
             argv = [*argv, "--output_dir", str(output_dir), "--cache_dir", str(folder / "decoded")]

@@ -20,6 +20,17 @@ def write_json(content: dict, path: str | Path) -> None:
     temporary.replace(path)
 
 
+def check_no_run(*folders: Path) -> None:
+    """Refuse folders of training runs: their own `metrics.json` and figures would be replaced.
+
+    Raises:
+        ValueError: If one of them holds a run.
+    """
+    for folder in folders:
+        if (folder / "recipe.yaml").is_file():
+            raise ValueError(f"'{folder}' holds a training run with scores of its own. Give another --output_dir.")
+
+
 def model_names(models: Sequence[str]) -> dict[str, str]:
     """A short name for each model, its folder's or repository's, mapped to where it is; longer where two would clash.
 
@@ -29,7 +40,8 @@ def model_names(models: Sequence[str]) -> dict[str, str]:
     if not models:
         raise ValueError("No model given. Name a folder or Hub id, or two with --compare.")
     models = list(dict.fromkeys(models))
-    short = [Path(model).name or model for model in models]
+    # Resolved, for the name of ".." would lead out of the folder that results are written to.
+    short = [Path(model).resolve().name or "model" for model in models]
     clash = len(set(short)) < len(short)
     return {
         model.strip("/.").replace("/", "_") if clash else name: model

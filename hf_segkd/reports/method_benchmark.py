@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_segkd.evaluation.comparison import paired_gain
+from hf_segkd.loading.permissions import follow_umask
 from hf_segkd.reports.figures import new_figure
+from hf_segkd.reports.files import write_json
 from hf_segkd.reports.tables import markdown_table
 
 RESULTS, COUNTS = "results.json", "counts.safetensors"
@@ -70,8 +72,8 @@ def write_results(runs: list[dict], counts: list[Tensor], baseline: str, folder:
         raise ValueError("No run has finished: there is nothing to tabulate. The logs beside the runs say why.")
     tensors = {f"{run['method']}/{run['seed']}": x.int() for run, x in zip(runs, counts, strict=True)}
     save_file(tensors, folder / COUNTS)
-    text = json.dumps({"baseline": baseline, "runs": runs}, indent=1)
-    (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
+    follow_umask(folder)
+    write_json({"baseline": baseline, "runs": runs}, folder / RESULTS)
 
 
 def read_results(folder: Path) -> list[MethodResult]:

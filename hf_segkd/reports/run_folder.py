@@ -25,6 +25,7 @@ from hf_segkd.reports.metrics_report import metrics_report
 from hf_segkd.reports.model_card import write_model_card
 from hf_segkd.reports.prediction_figure import prediction_figure
 from hf_segkd.training.checkpoints import remove_checkpoints, write_failure
+from hf_segkd.training.finished_run import METRICS_FILE
 from hf_segkd.training.resume import EARLIER_RECIPE, RECIPE_FILE, differences, without_location
 from hf_segkd.training.trainer import DistillationTrainer
 
@@ -56,11 +57,13 @@ def evaluation_figures(
 def begin_run(output_dir: str, recipe: dict, overwrite: bool = False, resumed_at: int = 0) -> None:
     """Write the merged recipe, after removing what an earlier run left if it is to be replaced.
 
+    Scores of an earlier run go in any case: as long as this one has not ended, the folder holds no finished run.
     A run that is resumed at step `resumed_at` with another recipe keeps the earlier one, as `recipe_until_STEP.yaml`.
     """
     folder = Path(output_dir)
     if overwrite:
         remove_run(folder)
+    (folder / METRICS_FILE).unlink(missing_ok=True)
     file = folder / RECIPE_FILE
     recipe = without_location(recipe)
     if resumed_at and file.is_file() and differences(load_yaml(file.read_text(encoding="utf-8")), recipe, {}):
@@ -72,9 +75,9 @@ def begin_run(output_dir: str, recipe: dict, overwrite: bool = False, resumed_at
 
 def remove_run(folder: Path) -> None:
     """Remove what a run leaves, its scores first: a stopped `--overwrite` must not leave them to the next recipe."""
-    for name in ("metrics.json", "README.md", "training_log.json"):
+    for name in (METRICS_FILE, "README.md", "training_log.json"):
         (folder / name).unlink(missing_ok=True)
-    for pattern in ("model*.safetensors", "recipe_until_*.yaml"):
+    for pattern in ("model*.safetensors", "model.safetensors.index.json", "recipe_until_*.yaml"):
         for file in folder.glob(pattern):
             file.unlink()
     shutil.rmtree(folder / "figures", ignore_errors=True)
@@ -96,7 +99,7 @@ def finish_run(trainer: DistillationTrainer, spec: DatasetSpec, report: dict, re
         if not (folder / RECIPE_FILE).is_file():  # the folder was deleted during the run
             dump(without_location(recipe), folder / RECIPE_FILE)
         write_json(trainer.state.log_history, folder / "training_log.json")
-        write_json(report, folder / "metrics.json")
+        write_json(report, folder / METRICS_FILE)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = write_failure(error)
         if reason is None:
@@ -114,7 +117,7 @@ def finish_run(trainer: DistillationTrainer, spec: DatasetSpec, report: dict, re
 def draw(folder: str | Path, repo_id: str | None = None, branch: str | None = None) -> None:
     """Draw the class figure, the curves and the model card of a finished run, from its files alone."""
     folder = Path(folder)
-    report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    report = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     (folder / "figures").mkdir(exist_ok=True)
     again = f"To draw it again: python -m hf_segkd.reports.run_folder {shlex.quote(str(folder))}"
     with optional("figures/classes.png", again):

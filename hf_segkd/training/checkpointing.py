@@ -17,6 +17,7 @@ from transformers.trainer_callback import TrainerState
 from hf_segkd.console import TrainingFault
 from hf_segkd.distributed import average, rank, world_size
 from hf_segkd.hub import released_processor
+from hf_segkd.loading.permissions import follow_umask
 from hf_segkd.training.callbacks import statistics
 from hf_segkd.training.checkpoints import PREFIX, begin, damage, saving
 
@@ -67,6 +68,7 @@ class StudentCheckpoints(Trainer):
         losses = {key: value.contiguous() for key, value in distiller.losses.state_dict().items()}
         if losses and output_dir != Path(self.args.output_dir):
             save_file(losses, output_dir / LOSSES_FILE, metadata={"format": "pt"})
+        follow_umask(output_dir)
 
     # ---- what is evaluated and saved is not quite what is trained -------------------------------------------------
 

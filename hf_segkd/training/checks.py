@@ -24,6 +24,7 @@ from hf_segkd.training.argument_checks import check_processes, check_weights
 from hf_segkd.training.checkpoints import PREFIX, complete, is_finished, last_checkpoint
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.dry_run import check_forwards, check_sizes, smallest_batch
+from hf_segkd.training.finished_run import missing_of_run
 from hf_segkd.training.options import ScriptArguments
 from hf_segkd.training.run_lock import LOCK_FILE, run_lock
 
@@ -38,8 +39,8 @@ def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bo
         output_dir (`str`): Folder of the run; made when it does not exist.
         overwrite (`bool`, *optional*, defaults to `False`): Whether earlier files in it may be replaced.
         resume (`bool`, *optional*, defaults to `False`): Whether to go on from its newest complete checkpoint. An
-            empty folder, and a run that ended before its first checkpoint, start from the beginning, so that a queue
-            can run the same command again.
+            empty folder, a run that ended before its first checkpoint and one whose student is gone or damaged start
+            from the beginning, so that a queue can run the same command again.
 
     Returns:
         `str | None`: Path of the checkpoint to resume from.
@@ -57,10 +58,11 @@ def check_output_dir(output_dir: str | None, overwrite: bool = False, resume: bo
     if resume and checkpoint:
         return checkpoint
     broken = [name for name in found if name.startswith(PREFIX)]
-    if resume and "recipe.yaml" in found and "metrics.json" not in found and not broken:
+    missing = missing_of_run(folder)
+    if resume and "recipe.yaml" in found and missing and not broken:
         return None
     if resume:
-        state = "holds a finished run" if "metrics.json" in found else "has no complete checkpoint"
+        state = "has no complete checkpoint" if missing else "holds a finished run"
         raise ValueError(
             f"Nothing to resume: output folder {output_dir!r} {state}. Use --overwrite or another folder."
         )

@@ -114,13 +114,13 @@ def test_script_trains_scores_and_tabulates(queue_of_runs):
 def test_script_keeps_what_is_done_and_adds_a_seed(queue_of_runs, monkeypatch):
     """A queue that starts over after an interruption is no queue."""
     _, data, options, out = queue_of_runs
-    before = (out / "kd" / "seed0" / "benchmark.json").stat().st_mtime_ns
+    before = (out / "kd" / "seed0" / "scores.json").stat().st_mtime_ns
     (out / "kd" / "seed0" / "counts.safetensors").touch()
     started = []
     monkeypatch.setattr(benchmark.subprocess, "run", lambda command, **_: started.append(command) or FAILED)
     assert benchmark.main([data, "--methods", "baseline", "kd", "--seeds", "0", "1", *options]) == 2
     assert [command[command.index("--seed") + 1] for command in started] == ["1", "1"]
-    assert (out / "kd" / "seed0" / "benchmark.json").stat().st_mtime_ns == before
+    assert (out / "kd" / "seed0" / "scores.json").stat().st_mtime_ns == before
     assert len(json.loads((out / "results.json").read_text())["runs"]) == 2
 
 
