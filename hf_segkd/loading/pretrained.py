@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
@@ -22,7 +22,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from hf_segkd.loading.class_map import keep_classes
 from hf_segkd.loading.universal import UNIVERSAL_MODELS
-from hf_segkd.models import SHORT_NAMES, default_processor, resolve_backbone
+from hf_segkd.models import SHORT_NAMES, InputNormalization, default_processor, resolve_backbone
 from hf_segkd.models.compat import BackboneConfigMixin, field_names
 from hf_segkd.values import did_you_mean
 
@@ -45,15 +45,17 @@ def pretrained_model(spec: str, id2label: dict[int, str] | None = None, **hub_kw
         raise _not_found(spec, str(error).splitlines()[0]) from error
     except ImportError as error:  # scipy for the universal models, timm for some backbones
         raise ValueError(f"The model at '{spec}' needs a package that is missing: {str(error).strip()}") from error
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"The model at '{spec}' brings Python code of its own, which runs with your rights. Read it, and if "
-            "you trust it, pass --trust_remote_code (in Python: trust_remote_code=True)."
-        ) from None
     except SafetensorError as error:
         raise ValueError(f"The weights in '{spec}' are damaged ({error}). Save or download them again.") from error
+    except Exception as error:  # transformers trusts what it reads: a wrong type there ends in any of them
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"The model at '{spec}' brings Python code of its own, which runs with your rights. Read it, and if "
+                "you trust it, pass --trust_remote_code (in Python: trust_remote_code=True)."
+            ) from None
+        raise _malformed(spec, "its config.json or its list of weights", error) from error
+    if folder.is_dir():
+        _check_types(folder, model)
     mismatched = [key for key, *_ in report["mismatched_keys"]]
     if report["missing_keys"] or mismatched:
         raise ValueError(
@@ -69,6 +71,28 @@ def pretrained_model(spec: str, id2label: dict[int, str] | None = None, **hub_kw
             "Use a model trained on the same dataset."
         )
     return model
+
+
+def _malformed(spec: str, what: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:300]
+    return ValueError(
+        f"The model at '{spec}' cannot be loaded: {what} is malformed ({type(error).__name__}: {reason}). Use a folder "
+        "saved by save_pretrained, or download it again."
+    )
+
+
+def _check_types(folder: Path, model: PreTrainedModel) -> None:
+    """Refuse weights stored as integers where the model has real numbers: they would be taken at face value."""
+    real = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, framework="pt") as stored:
+            types = {name: stored.get_slice(name).get_dtype() for name in real & set(stored.keys())}
+        wrong = [name for name, dtype in types.items() if dtype[0] not in "FB" or dtype == "BOOL"]
+        if wrong:
+            raise ValueError(
+                f"The weights in '{folder}' are stored as {types[wrong[0]]}, expected real numbers: {_list(wrong)}. "
+                "Quantized weights cannot be loaded here: use the folder that they were made from."
+            )
 
 
 def _not_found(spec: str, reason: str) -> ValueError:
@@ -155,7 +179,13 @@ def processor_of(model: PreTrainedModel, **hub_kwargs: Any) -> BaseImageProcesso
     names = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME) if place else ()
     try:
         if any(cached_file(place, x, _raise_exceptions_for_missing_entries=False, **hub_kwargs) for x in names):
-            return AutoImageProcessor.from_pretrained(place, **trust, **hub_kwargs)
+            processor = AutoImageProcessor.from_pretrained(place, **trust, **hub_kwargs)
+            InputNormalization.from_processor(processor)
+            return processor
     except OSError as error:
         raise _not_found(place, str(error).splitlines()[0]) from error
+    except Exception as error:  # as for the model
+        if "trust_remote_code" in str(error):
+            raise
+        raise _malformed(place, "its preprocessor_config.json", error) from error
     return default_processor(model.config)

@@ -23,8 +23,8 @@ class InputNormalization(nn.Module):
         `torch.Tensor` of shape `(B, 3, H, W)`: float32.
 
     Raises:
-        ValueError: `rescale_factor` or `std` not positive, a `mean` or `std` without three values, or an input that
-            is not uint8 with three channels.
+        ValueError: `rescale_factor` or `std` not positive, `mean` not finite, a `mean` or `std` without three values, or
+            an input that is not uint8 with three channels.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class InputNormalization(nn.Module):
         self.register_buffer("divisor", torch.tensor(1 / rescale_factor, dtype=torch.float32), persistent=False)
         self.register_buffer("mean", _per_channel("mean", mean), persistent=False)
         self.register_buffer("std", _per_channel("std", std), persistent=False)
+        if not self.mean.isfinite().all():
+            raise ValueError(f"mean must be finite, got {mean}.")
         if not (self.std > 0).all():
             raise ValueError(f"std must be positive, got {std}.")
 
