@@ -76,8 +76,8 @@ def pretrained_model(spec: str, id2label: dict[int, str] | None = None, **hub_kw
 def _malformed(spec: str, what: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:300]
     return ValueError(
-        f"The model at '{spec}' cannot be loaded: {what} is malformed ({type(error).__name__}: {reason}). Use a folder "
-        "saved by save_pretrained, or download it again."
+        f"The model at '{spec}' cannot be loaded: {what} is malformed ({type(error).__name__}: {reason}). Use a "
+        "folder saved by save_pretrained, or download it again."
     )
 
 
@@ -90,7 +90,7 @@ def _check_types(folder: Path, model: PreTrainedModel) -> None:
         wrong = [name for name, dtype in types.items() if dtype[0] not in "FB" or dtype == "BOOL"]
         if wrong:
             raise ValueError(
-                f"The weights in '{folder}' are stored as {types[wrong[0]]}, expected real numbers: {_list(wrong)}. "
+                f"The weights in '{folder}' are stored as {types[wrong[0]]}, not as real numbers: {_list(wrong)}. "
                 "Quantized weights cannot be loaded here: use the folder that they were made from."
             )
 

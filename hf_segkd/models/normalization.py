@@ -23,8 +23,8 @@ class InputNormalization(nn.Module):
         `torch.Tensor` of shape `(B, 3, H, W)`: float32.
 
     Raises:
-        ValueError: `rescale_factor` or `std` not positive, `mean` not finite, a `mean` or `std` without three values, or
-            an input that is not uint8 with three channels.
+        ValueError: `rescale_factor` or `std` not positive, `mean` not finite, a `mean` or `std` without three values,
+            or an input that is not uint8 with three channels.
     """
 
     def __init__(
