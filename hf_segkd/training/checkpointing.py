@@ -116,8 +116,15 @@ class StudentCheckpoints(Trainer):
                     value.copy_(saved[key])
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        with _same_run(Path(checkpoint), "optimizer") if checkpoint else nullcontext():
+        if checkpoint is None:
+            return
+        with _same_run(Path(checkpoint), "optimizer"):
+            # torch takes over the options of what is saved: an optimizer of another kind would miss its own later.
+            options = [set(group) for group in self.optimizer.param_groups]
             super()._load_optimizer_and_scheduler(checkpoint)
+            for own, group in zip(options, self.optimizer.param_groups, strict=True):
+                if missing := own - set(group):
+                    raise ValueError(f"its options lack {', '.join(sorted(missing))}")
 
     def _load_student(self, folder) -> None:
         student = self.accelerator.unwrap_model(self.model).student
