@@ -34,7 +34,8 @@ class SaveOnSignal(TrainerCallback):
     """On SIGTERM, SIGINT (Ctrl-C), SIGHUP or SIGUSR1: finish the step, save a checkpoint, stop.
 
     With several processes all stop after the same step, also where only one of them got the signal. Schedulers send
-    signals twice: repeats are ignored for `patience` seconds, after that a signal acts as usual.
+    signals twice, and to each process at another moment: for `patience` seconds all of them are ignored, in every
+    process and also after training, so that the state is saved and all end together. Later ones act as usual.
 
     Args:
         patience (`float`, *optional*, defaults to `10.0`): Seconds.
@@ -54,8 +55,11 @@ class SaveOnSignal(TrainerCallback):
         if world_size() > 1 and self._group is None:
             # On the host: on the GPU's own group, reading the result would wait for all that is queued there.
             self._group = torch.distributed.new_group(backend="gloo")
+        self.received = 0
         if threading.current_thread() is threading.main_thread():  # nobody else may handle signals
-            self._previous = {number: signal.signal(number, self._note) for number in self.signals}
+            for number in self.signals:
+                if signal.getsignal(number) != self._note:  # it still is after a training that was interrupted
+                    self._previous[number] = signal.signal(number, self._note)
 
     def _note(self, number, frame):
         if os.getpid() != self._pid:  # a data loader's worker: the parent stops it
@@ -71,12 +75,16 @@ class SaveOnSignal(TrainerCallback):
         if world_size() > 1:
             number = torch.tensor(self.received)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
+            if number and not self.received:
+                self._noted = time.monotonic()
             self.received = int(number)
         if self.received:
             control.should_save = True
             control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
+        if self.received:
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -18,7 +18,7 @@ from hf_segkd.deployment.label_files import find_images
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.fingerprint import fingerprint
-from hf_segkd.loading.pretrained import load_processor
+from hf_segkd.loading.pretrained import processor_of
 
 predict = script("predict")
 
@@ -29,7 +29,7 @@ def model_folder(folder, seed=0, **changes):
     torch.manual_seed(seed)
     model = load_model({**TINY, **changes}, id2label=LABELS)[0]
     model.save_pretrained(folder)
-    load_processor(model).save_pretrained(folder)
+    processor_of(model).save_pretrained(folder)
     return str(folder)
 
 

@@ -174,7 +174,7 @@ def test_full_disk_at_the_end_keeps_the_checkpoints_and_resumes_to_the_same_stud
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
 def test_optimizer_of_another_kind_is_refused_on_resume(tmp_path, tiny_student, optim):
-    """From Python no recipe is compared: SGD's momentum was loaded into AdamW, or a KeyError came at the first step."""
+    """From Python no recipe is compared: another kind's options were taken over, and missed at the first step."""
     trainer_for(tmp_path, tiny_student, max_steps=2).train()
     other = trainer_for(tmp_path, tiny_student, optim=optim)
     with pytest.raises(TrainingFault, match="holds the optimizer of another run"):

@@ -130,6 +130,20 @@ def test_signals_that_a_scheduler_sends_twice_save_once_and_stop(tmp_path, tiny_
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
 
 
+def test_signal_that_comes_late_does_not_end_a_process_that_has_saved(tmp_path, tiny_student):
+    """Of two processes the second got its signal 300 ms later, after the end of training, and died of it."""
+    trainer = trainer_for(tmp_path, tiny_student, callbacks=[SignalAt(2)], load_best_model_at_end=False)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        trainer.train()
+        signal.raise_signal(signal.SIGTERM)
+        assert trainer.interrupted and trainer.state.global_step == 3
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        assert not trainer.interrupted and trainer.state.global_step == 4
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_signal_after_some_seconds_acts_as_usual(tmp_path, tiny_student):
     """Whoever presses Ctrl-C again does not want to wait for the end of the step."""
     usual = []
