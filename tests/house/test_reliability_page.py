@@ -8,7 +8,7 @@ from helpers.paths import ROOT, TESTS
 def test_every_test_that_the_page_names_exists():
     """A renamed test would leave a promise behind that nobody keeps."""
     lines = [line for line in (ROOT / "docs" / "reliability.md").read_text().splitlines() if line.startswith("| ")]
-    named = [re.findall(r"`(test_\w+)` \|$", line) for line in lines[1:]]
+    named = [re.findall(r"`(test_\w+)` \|$", line) for line in lines if not line.startswith("| fault |")]
     defined = {
         name for path in TESTS.rglob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
     }

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,13 +14,15 @@ from safetensors.torch import load_file
 from dataset_builders import open_dataset
 from helpers.commands import distill, recipe, refusal
 from helpers.own_photos import NAMES, cut_off, picture, write_splits
-from helpers.tiny import LABELS, RECIPE, TINY
+from helpers.tiny import LABELS, RECIPE, TINY, TinyScenes
 from helpers.trainers import equal, trainer_for
 from hf_segkd.console import TrainingFault
 from hf_segkd.data import TrainTransform
 from hf_segkd.loading.any_model import load_model
+from hf_segkd.loading.patches import PATCH_SEQUENCES
 from hf_segkd.recipe import dump
 from hf_segkd.training.callbacks import SetProgress
+from hf_segkd.training.dry_run import check_sizes
 from hf_segkd.training.trainer import DistillationTrainer
 
 LONG = {"load_best_model_at_end": False, "eval_strategy": "no", "save_strategy": "no"}
@@ -181,12 +184,29 @@ def test_optimizer_of_another_kind_is_refused_on_resume(tmp_path, tiny_student, 
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
-def test_crop_that_a_student_cannot_take_is_refused_before_training(tmp_path):
+@pytest.mark.parametrize("model_type", PATCH_SEQUENCES)
+def test_patch_students_are_asked_for_the_size_of_validation_images(model_type):
+    """EoMT, DPT and Data2Vec students died at the first whole-image evaluation."""
+    config = SimpleNamespace(model_type=model_type, image_size=64, patch_size=16)
+    with pytest.raises(ValueError, match="evaluated on whole images, but this one cannot read them"):
+        check_sizes(config, TinyScenes(3, size=40), batch=1)
+    check_sizes(config, TinyScenes(3, size=64), batch=1)
+
+
+@pytest.mark.parametrize(
+    "student",
+    [TINY, {"model_type": "pspnet", "backbone": "mobilenetv2"}, {"model_type": "dpt", "image_size": 64}],
+    ids=["espnet", "pspnet", "dpt"],
+)
+def test_tiny_crops_are_trained_on_or_refused_before_training(tmp_path, student, monkeypatch):
     """`crop_size 7 7` ended in `Kernel size can't be greater than actual input size` at the first step."""
-    student = {"model_type": "pspnet", "backbone": "mobilenetv2"}
-    for size in ([7, 7], [1, 1]):
-        message = refusal([recipe(tmp_path, student=student, crop_size=size), "--output_dir", str(tmp_path / "run")])
-        assert "crop_size" in message or "one image" in message, message
+    begun = []
+    at_step(monkeypatch, 1, lambda: begun.append(1))
+    given = recipe(tmp_path, student=student, crop_size=[7, 7], max_steps=1, eval_steps=1, save_steps=1)
+    try:
+        assert distill.main([given, "--output_dir", str(tmp_path / "run")])["steps"] == 1
+    except SystemExit as stop:
+        assert "crop_size" in str(stop.code) and not begun
 
 
 def test_a_class_called_like_a_formula_is_drawn_and_released(tmp_path, capsys):
