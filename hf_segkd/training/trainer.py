@@ -65,6 +65,7 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
             any more or the disk is full; or when the run that is resumed is not this one.
 
     The processor that is saved beside the student leaves images at their own size, at which the student is scored.
+    The lock of the output folder and the comparison of recipes belong to `hf-segkd distill`: docs/reliability.md.
     """
 
     def __init__(
