@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,8 +41,8 @@ def model_names(models: Sequence[str]) -> dict[str, str]:
     if not models:
         raise ValueError("No model given. Name a folder or Hub id, or two with --compare.")
     models = list(dict.fromkeys(models))
-    # Resolved, for the name of ".." would lead out of the folder that results are written to.
-    short = [Path(model).resolve().name or "model" for model in models]
+    # The name of ".." would lead out of the folder that results are written to.
+    short = [Path(os.path.abspath(model)).name or "model" for model in models]
     clash = len(set(short)) < len(short)
     return {
         model.strip("/.").replace("/", "_") if clash else name: model

@@ -40,8 +40,11 @@ def _missing_weights(folder: Path) -> str | None:
 
     names = [STUDENT_FILE]
     if (folder / INDEX_FILE).is_file():
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
+        try:
+            index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+            names = sorted(set(index["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"{INDEX_FILE} is damaged"
     for name in names:
         try:
             with safe_open(folder / name, framework="np"):  # compares the header with the size of the file

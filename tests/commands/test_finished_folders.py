@@ -28,6 +28,10 @@ DAMAGE = {
     "short student": (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is damaged"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
     "empty scores": (lambda folder: (folder / "metrics.json").write_bytes(b""), "metrics.json is damaged"),
+    "wrong index": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text("[]"),
+        "model.safetensors.index.json is damaged",
+    ),
     "no scores": (lambda folder: (folder / "metrics.json").unlink(), "metrics.json is missing"),
 }
 
