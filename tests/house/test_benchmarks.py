@@ -103,3 +103,16 @@ def test_gpu_script_is_rehearsed_on_a_cpu(tmp_path):
     assert set(report["steps"]) == {"baseline", "kd", "holistic"} and "needs" in report["steps"]["holistic"]["refused"]
     assert report["relations"] and len(report["teacher"]) == 5
     assert (tmp_path / "gpu.md").read_text().startswith("| method | step / plain training |")
+
+
+@pytest.mark.slow
+def test_curve_over_labeled_images_is_drawn_from_finished_runs(tmp_path, capsys):
+    """The pool must be other scenes than the labeled ones, and a second start must train nothing again."""
+    few_labels = importlib.import_module("benchmarks.few_labels")
+    argv = ["--output_dir", str(tmp_path), "--counts", "8", "--seeds", "0", "--steps", "2", "--teacher_steps", "2"]
+    first = few_labels.main([*argv, "--use_cpu"])
+    report = json.loads((tmp_path / "few_labels-8-0" / "metrics.json").read_text())
+    assert report["training_images"] == {"dataset": 8, "unlabeled": 392}
+    capsys.readouterr()
+    assert few_labels.main([*argv, "--use_cpu"]) == first
+    assert "| labeled images | labels alone | few_labels |" in capsys.readouterr().out
