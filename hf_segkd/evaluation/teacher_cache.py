@@ -146,6 +146,8 @@ class TeacherCache:
         bar = progress(self._work(waiting, keys, set(missing), runner), len(missing), "teacher cache")
         for _ in bar:
             pass
+        if rank() > 0:
+            return
         errors = read_errors(self.folder, [keys[index] for index in evenly_spread(len(keys), SAMPLE)])
         shown = ", ".join(
             f"{sum(x[name] for x in errors) / len(errors):.1e} at temperature {name}" for name in errors[0]

@@ -60,7 +60,8 @@ def stored_teacher(
     with config.main_process_first():
         cache = TeacherCache(script.teacher_cache, describe(teacher, spec.labels, config.teacher_dtype))
     if missing := len(cache.missing(keys)):
-        logger.info("Teacher cache: %d of %d images are not in it yet; loading the teacher.", missing, len(keys))
+        if config.should_save:
+            logger.info("Teacher cache: %d of %d images are not in it yet; loading the teacher.", missing, len(keys))
         model, processor = teacher.load(spec.labels, trust_remote_code=script.trust_remote_code)
         model = zero_subnormals(model.requires_grad_(False)).to(config.device, getattr(torch, config.teacher_dtype))
         normalized = not teacher.is_plain and teacher.average == "probabilities"
