@@ -45,6 +45,13 @@ class DataArguments:
     turn_masks: bool = field(
         default=False, metadata={"help": "Masks were drawn on photos as stored: turn them as EXIF turns the photos."}
     )
+    bands: list[str] | None = field(
+        default=None,
+        metadata={"help": "Channels of your own images that are not 8-bit RGB: red green blue nir, or a file."},
+    )
+    pixel_range: list[float] | None = field(
+        default=None, metadata={"help": "Values of such images that a model of 8-bit pictures sees as 0 and as 255."}
+    )
     images: str | None = field(
         default=None, metadata={"help": "Pattern of the images in your own folder, such as 'photos/*.jpg'."}
     )

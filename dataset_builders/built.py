@@ -8,18 +8,21 @@ import logging
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from dataset_builders.builders import builder_class
 from dataset_builders.files import RawFile
-from dataset_builders.opened import OpenedDataset, Skipped, checked_config
+from dataset_builders.opened import OpenedDataset, Skipped, checked_config, named_bands
 from dataset_builders.pair_builder import PairBuilder, Pairs
 from dataset_builders.raw_splits import FileSplit
 from hf_segkd.data import DatasetSpec
 from hf_segkd.data.label_map import LabelMap
+
+if TYPE_CHECKING:
+    from hf_segkd.models.bands import Bands
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,12 @@ class BuiltDataset(OpenedDataset):
     def label_map(self) -> LabelMap | None:
         drawn = not issubclass(self.builder_class, PairBuilder)
         return None if drawn else self.builder_class.label_map(self.config)
+
+    @cached_property
+    def bands(self) -> Bands | None:
+        if self.label_map is None or not self.builder_class.has_bands(self.config):
+            return None
+        return named_bands(self.config.bands, self.config.pixel_range, next(iter(self.raw_splits().values())))
 
     def raw_splits(self) -> dict[str, FileSplit]:
         if self.label_map is None:

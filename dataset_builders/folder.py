@@ -52,6 +52,9 @@ class FolderConfig(datasets.BuilderConfig):
         unlabeled_as (`str`, *optional*): Of shapes: whether pixels in none are `"background"` or to `"ignore"`.
         turn_masks (`bool`, *optional*, defaults to `False`): Whether masks were drawn on photos as they are stored,
             before EXIF turns them.
+        bands (`list[str]` or `str`, *optional*): Names of the images' channels, or a file of them, where images are
+            not 8-bit RGB: [`~hf_segkd.data.pixels.read_pixels`] says what can be read.
+        pixel_range (`list[float]`, *optional*): The values that models of 8-bit RGB see as 0 and as 255.
         validation_fraction (`float`, *optional*, defaults to `0.1`): Chance of a labeled image to validate where
             the folder has no validation split, between 0 and 1.
         split_seed (`int`, *optional*, defaults to `0`): Chooses which these are.
@@ -70,6 +73,8 @@ class FolderConfig(datasets.BuilderConfig):
     zero_is_unlabeled: bool = False
     value_255: str | None = None
     turn_masks: bool = False
+    bands: list[str] | str | None = None
+    pixel_range: list[float] | None = None
     validation_fraction: float = 0.1
     split_seed: int = 0
 
@@ -209,6 +214,10 @@ class Folder(PairBuilder):
     @classmethod
     def turns_masks(cls, config):
         return config.turn_masks
+
+    @classmethod
+    def has_bands(cls, config):
+        return config.bands is not None
 
     @classmethod
     def find_pairs(cls, data_dir, config):

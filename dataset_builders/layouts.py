@@ -11,7 +11,6 @@ from typing import NamedTuple
 from dataset_builders.files import (
     MASK_SUFFIXES,
     SPLIT_FOLDERS,
-    SUFFIXES,
     RawFile,
     composed,
     examples,
@@ -71,6 +70,9 @@ def match_layout(name: str, image: str, mask: str, files: dict[str, RawFile]) ->
     masks = mask_pattern.match(files)
     taken = set(masks.values())
     images = {key: path for key, path in image_pattern.match(files).items() if path not in taken}
+    if not images:
+        image_pattern = Pattern(image, {".npy"})
+        images = {key: path for key, path in image_pattern.match(files).items() if path not in taken}
     return Layout(name, image_pattern, mask_pattern, images, masks)
 
 
@@ -140,7 +142,7 @@ def no_pictures(root: Path, found: str) -> ValueError:
     wanted = "; ".join(f"{images}/ and {masks}/" for images, masks in LAYOUTS.values())
     return ValueError(
         f"{root} holds no images/ and masks/ with pictures to train on, and no export that is known; found {found}. "
-        f"Suffixes that count: {', '.join(sorted(SUFFIXES))}; for masks also .npy. Folders that count: {wanted}; or "
+        f"Suffixes that count: {', '.join(sorted(MASK_SUFFIXES))}. Folders that count: {wanted}; or "
         "NAME_mask beside NAME. Other places: --images and --masks. See docs/your_own_data.md."
     )
 

@@ -6,14 +6,20 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import datasets
 
+from dataset_builders.files import read_lines
 from hf_segkd.data import DatasetSpec, EvalTransform, SegmentationDataset, TrainTransform, decoded
 from hf_segkd.data.label_map import LabelMap
-from hf_segkd.data.raw import RawSplit
+from hf_segkd.data.pixels import advice, read_pixels
+from hf_segkd.data.raw import RawSplit, Unreadable, read
 from hf_segkd.values import check_value, did_you_mean
+
+if TYPE_CHECKING:
+    from hf_segkd.models.bands import Bands
 
 Skipped = Mapping[str, Sequence[int]]
 
@@ -59,6 +65,15 @@ class OpenedDataset(ABC):
     @abstractmethod
     def label_map(self) -> LabelMap | None:
         """What the raw values of the masks mean; `None` where masks are drawn as train ids."""
+
+    @property
+    def bands(self) -> Bands | None:
+        """What images hold that are not 8-bit RGB, as one of them is stored; `None` where they are.
+
+        Raises:
+            `ValueError`: If the names do not fit, or the image cannot be read.
+        """
+        return None
 
     @abstractmethod
     def raw_splits(self) -> dict[str, RawSplit]:
@@ -141,8 +156,11 @@ class OpenedDataset(ABC):
     ) -> SegmentationDataset:
         rows = self.split(split, skip)
         if decoded_dir:
-            rows = decoded(rows, decoded_dir)
-        return SegmentationDataset(rows, transform, self.spec.num_labels, seed=seed)
+            rows = decoded(rows, decoded_dir, self.bands)
+        elif isinstance(rows.features["image"], datasets.Image):
+            # Whoever decodes would cut 16 bits off without a word.
+            rows = rows.cast_column("image", datasets.Image(decode=False))
+        return SegmentationDataset(rows, transform, self.spec.num_labels, seed=seed, bands=self.bands)
 
 
 def checked_config(name: str, config_class: type, options: dict[str, Any]) -> Any:
@@ -173,3 +191,27 @@ def without(rows: datasets.Dataset, skipped: Iterable[int]) -> datasets.Dataset:
     """Rows without those at some positions."""
     skipped = set(skipped)
     return rows.select([index for index in range(len(rows)) if index not in skipped]) if skipped else rows
+
+
+def named_bands(names: list[str] | str, pixel_range: list[float] | None, split: RawSplit) -> Bands:
+    """Bands of a dataset from the names that were given, or a file with one in each line, and its first image.
+
+    Raises:
+        `ValueError`: If there is not one name for each channel, or the image cannot be read.
+    """
+    from hf_segkd.models.bands import Bands
+
+    names = [names] if isinstance(names, str) else list(names)
+    if len(names) == 1 and Path(names[0]).is_file():
+        names = [line.strip() for line in read_lines(names[0])]
+    try:
+        array = read_pixels(read(split.read_image, 0))
+    except Unreadable as error:
+        raise ValueError(f"Cannot read {split.names(0)[0]}: {error}.") from None
+    count = array.shape[-1]
+    if len(names) != count:
+        raise ValueError(
+            f"The images have {count} band{'s' if count > 1 else ''} of {array.dtype}, and {len(names)} names are "
+            f"given: {', '.join(names)}. Name each band, in the order of the files: {advice(count)}."
+        )
+    return Bands(tuple(names), str(array.dtype), tuple(pixel_range) if pixel_range is not None else None)

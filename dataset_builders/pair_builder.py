@@ -8,7 +8,7 @@ import datasets
 
 from dataset_builders import files
 from dataset_builders.files import FileReader, Part, RawFile, examples, list_parts, match
-from hf_segkd.data import label_map, raw
+from hf_segkd.data import label_map, pixels, raw
 from hf_segkd.data.label_map import LabelMap, encode_train_ids
 from hf_segkd.data.specs import DatasetSpec
 
@@ -53,7 +53,7 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
     PARTS: tuple[Part, ...]
     LAYOUT: dict[str, tuple[str, str | None]]
     COUNTS: dict[str, int] = {}
-    CODE: tuple[ModuleType, ...] = (files, label_map, raw)
+    CODE: tuple[ModuleType, ...] = (files, label_map, pixels, raw)
     pairs: dict[str, Pairs]
 
     @classmethod
@@ -82,6 +82,11 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
         return False
 
     @classmethod
+    def has_bands(cls, config: datasets.BuilderConfig) -> bool:
+        """Whether images hold named bands, which are kept as they are stored, instead of 8-bit RGB."""
+        return False
+
+    @classmethod
     def unused(cls, config: datasets.BuilderConfig) -> list[str]:
         """Pictures that lie in the folder and are in no split."""
         return []
@@ -89,7 +94,7 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
     @classmethod
     def annotation_key(cls, config: datasets.BuilderConfig) -> str:
         """Text that changes with the meaning of the raw values, for the cache."""
-        return repr((sorted(cls.label_map(config).ids.items()), cls.turns_masks(config)))
+        return repr((sorted(cls.label_map(config).ids.items()), cls.turns_masks(config), cls.has_bands(config)))
 
     @classmethod
     def find_pairs(cls, data_dir: str | None, config: datasets.BuilderConfig) -> dict[str, Pairs]:
@@ -128,6 +133,8 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
 
     def _info(self):
         image, annotation = datasets.Image(mode="RGB"), datasets.Image()
+        if self.has_bands(self.config):
+            image = datasets.Image(decode=False)  # Pillow would cut values off, or open nothing
         features = {"image": image, "annotation": annotation, "image_id": datasets.Value("string")}
         return datasets.DatasetInfo(description=self.__doc__, features=datasets.Features(features))
 
@@ -138,11 +145,11 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
 
     def _generate_examples(self, pairs):
         lookup = self.label_map(self.config)
-        turn = self.turns_masks(self.config)
+        options = self.turns_masks(self.config), self.has_bands(self.config)
         names = unique_names([image for image, _ in pairs])
         with FileReader() as reader:
             for index, (image, annotation) in enumerate(pairs):
                 sources = reader.source(image), reader.source(annotation) if annotation else None
-                ids = encode_train_ids(*sources, lookup, (str(image), str(annotation)), turn)
+                ids = encode_train_ids(*sources, lookup, (str(image), str(annotation)), *options)
                 stored = {"bytes": reader.read(image), "path": None} if image.member else str(image)
                 yield index, {"image": stored, "annotation": {"bytes": ids, "path": None}, "image_id": names[index]}

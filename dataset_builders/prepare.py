@@ -1,11 +1,14 @@
 """The command line that every builder shares: prepare a dataset, export it as parquet, push it to the Hub."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
 import os
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import huggingface_hub
@@ -14,7 +17,10 @@ from datasets.table import embed_table_storage
 
 from dataset_builders import builder_class, open_dataset
 from dataset_builders.opened import OpenedDataset, own_fields
-from dataset_builders.stored import COUNT_FILE, LABEL_FILE
+from dataset_builders.stored import BAND_FILE, COUNT_FILE, LABEL_FILE
+
+if TYPE_CHECKING:
+    from hf_segkd.models.bands import Bands
 
 ROWS_PER_FILE = 1000
 
@@ -50,24 +56,29 @@ def prepare(
     spec, splits = dataset.spec, dataset.all_splits(num_proc)
     for split, rows in splits.items():
         print(f"{split}: {len(rows)} images, {spec.num_labels} classes")
+    if dataset.bands is not None:
+        print(dataset.bands)
     if output:
-        export(splits, spec.id2label, output)
+        export(splits, spec.id2label, output, dataset.bands)
         print(f"saved to {output}; load it with datasets.load_dataset, or train with --dataset {output}")
     if hub_id:
-        push(splits, spec.id2label, hub_id)
+        push(splits, spec.id2label, hub_id, dataset.bands)
         print(f"pushed to {hub_id}")
 
 
-def export(splits: datasets.DatasetDict, id2label: dict[int, str], folder: str) -> None:
+def export(splits: datasets.DatasetDict, id2label: dict[int, str], folder: str, bands: Bands | None = None) -> None:
     """Write parquet files that hold the images themselves, and the class names beside them.
 
     Args:
         splits (`datasets.DatasetDict`): From [`~dataset_builders.opened.OpenedDataset.all_splits`].
         id2label (`dict[int, str]`): Class names, for `id2label.json`.
         folder (`str`): New folder, for `datasets.load_dataset`.
+        bands ([`~hf_segkd.models.Bands`], *optional*): What images hold that are not 8-bit RGB, for `bands.json`.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, LABEL_FILE).write_text(_json(id2label), encoding="utf-8")
+    if bands is not None:
+        Path(folder, BAND_FILE).write_text(_bands_text(bands), encoding="utf-8")
     counts = {split: len(rows) for split, rows in splits.items()}
     Path(folder, COUNT_FILE).write_text(json.dumps(counts) + "\n", encoding="utf-8")
     for split, rows in splits.items():
@@ -80,11 +91,20 @@ def export(splits: datasets.DatasetDict, id2label: dict[int, str], folder: str) 
                     writer.write_table(embed_table_storage(batch))
 
 
-def push(splits: datasets.DatasetDict, id2label: dict[int, str], hub_id: str) -> None:
-    """Push all splits to the Hub, with the class names beside them."""
+def push(splits: datasets.DatasetDict, id2label: dict[int, str], hub_id: str, bands: Bands | None = None) -> None:
+    """Push all splits to the Hub, with the names of classes and bands beside them."""
     splits.push_to_hub(hub_id)
-    content = _json(id2label).encode()
-    huggingface_hub.upload_file(path_or_fileobj=content, path_in_repo=LABEL_FILE, repo_id=hub_id, repo_type="dataset")
+    files = {LABEL_FILE: _json(id2label)}
+    if bands is not None:
+        files[BAND_FILE] = _bands_text(bands)
+    for name, text in files.items():
+        huggingface_hub.upload_file(
+            path_or_fileobj=text.encode(), path_in_repo=name, repo_id=hub_id, repo_type="dataset"
+        )
+
+
+def _bands_text(bands: Bands) -> str:
+    return json.dumps({"bands": bands.names, "pixel_range": bands.pixel_range}) + "\n"
 
 
 def _json(id2label: dict[int, str]) -> str:

@@ -1,12 +1,14 @@
 """A dataset that `datasets` opens: a Hub id, a folder of parquet files, a folder of `save_to_disk`."""
 
+from __future__ import annotations
+
 import json
 import logging
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -16,15 +18,20 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 
 from dataset_builders.class_files import ClassFile, read_class_file
 from dataset_builders.files import examples
-from dataset_builders.opened import OpenedDataset, Skipped, checked_config, without
+from dataset_builders.opened import OpenedDataset, Skipped, checked_config, named_bands, without
 from dataset_builders.own_classes import Meaning, own_classes, own_spec
 from dataset_builders.raw_splits import RowSplit
 from hf_segkd.data.label_map import IGNORE_INDEX, LabelMap
+from hf_segkd.data.pixels import size_and_turn
 from hf_segkd.data.specs import DatasetSpec
+
+if TYPE_CHECKING:
+    from hf_segkd.models.bands import Bands
 
 logger = logging.getLogger(__name__)
 LABEL_FILE = "id2label.json"
 COUNT_FILE = "rows.json"  # rows of each split when it was exported
+BAND_FILE = "bands.json"  # names and range of images that are not 8-bit RGB
 
 
 @dataclass
@@ -38,6 +45,9 @@ class StoredConfig:
             [`~dataset_builders.own_classes.Meaning`], also for `ignore_index`, `zero_is_unlabeled` and `value_255`.
         image_column (`str`, *optional*, defaults to `"image"`): Column of the images.
         label_column (`str`, *optional*, defaults to `"annotation"`): Column of the masks; empty ones are unlabeled.
+        bands (`list[str]` or `str`, *optional*): Names of the images' channels, or a file of them, where images are
+            not 8-bit RGB; by default those of the dataset's file `bands.json`.
+        pixel_range (`list[float]`, *optional*): The values that models of 8-bit RGB see as 0 and as 255.
         validation_fraction (`float`, *optional*, defaults to `0.1`): Part of the train split to validate on where
             there is no validation split, between 0 and 1.
         split_seed (`int`, *optional*, defaults to `0`): Chooses which rows these are.
@@ -53,6 +63,8 @@ class StoredConfig:
     ignore_index: int = 255
     zero_is_unlabeled: bool = False
     value_255: str | None = None
+    bands: list[str] | str | None = None
+    pixel_range: list[float] | None = None
     validation_fraction: float = 0.1
     split_seed: int = 0
 
@@ -79,6 +91,20 @@ class StoredDataset(OpenedDataset):
     @property
     def label_map(self) -> LabelMap:
         return self._classes[1]
+
+    @cached_property
+    def bands(self) -> Bands | None:
+        names, pixel_range = self._band_names
+        return named_bands(names, pixel_range, next(iter(self.raw_splits().values()))) if names else None
+
+    @cached_property
+    def _band_names(self) -> tuple[list[str] | str | None, list[float] | None]:
+        names, pixel_range = self.config.bands, self.config.pixel_range
+        path = _file_beside(self.name, BAND_FILE)
+        if path is None:
+            return names, pixel_range
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return names or known["bands"], pixel_range or known["pixel_range"]
 
     def raw_splits(self) -> dict[str, RowSplit]:
         return {split: RowSplit(rows) for split, rows in self._mapped.items()}
@@ -130,6 +156,8 @@ class StoredDataset(OpenedDataset):
         config, map_annotations = self.config, _MapAnnotations(self.label_map)
         splits = {split: _columns(rows, split, config) for split, rows in self._stored.items()}
         splits = datasets.DatasetDict(splits)
+        if self._band_names[0]:
+            splits = splits.cast_column("image", datasets.Image(decode=False))
         if "validation" not in splits:
             parts = splits["train"].train_test_split(test_size=config.validation_fraction, seed=config.split_seed)
             splits |= {"train": parts["train"], "validation": parts["test"]}
@@ -145,13 +173,21 @@ def _names_in(feature: Any) -> tuple[str, ...]:
 
 def _names_beside(name: str, first: int) -> tuple[str, ...]:
     """Names in the file `id2label.json` of the folder or Hub repository; empty when there is none."""
-    path = Path(name, LABEL_FILE)
-    if not path.is_file() and not Path(name).is_dir():
-        try:
-            path = Path(hf_hub_download(name, LABEL_FILE, repo_type="dataset"))
-        except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled):
-            return ()
-    return read_class_file(path, first).names if path.is_file() else ()
+    path = _file_beside(name, LABEL_FILE)
+    return () if path is None else read_class_file(path, first).names
+
+
+def _file_beside(name: str, file: str) -> Path | None:
+    """A file of the folder or Hub repository; `None` when there is none."""
+    path = Path(name, file)
+    if path.is_file():
+        return path
+    if Path(name).is_dir():
+        return None
+    try:
+        return Path(hf_hub_download(name, file, repo_type="dataset"))
+    except (EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled):
+        return None
 
 
 def _check_parts(folder: Path) -> None:
@@ -217,8 +253,17 @@ class _MapAnnotations:
         triples = zip(batch["image"], batch["annotation"], batch["image_id"], strict=True)
         return batch | {"annotation": [self._train_ids(*triple) for triple in triples]}
 
-    def _train_ids(self, image: PIL.Image.Image, annotation, image_id: str) -> PIL.Image.Image:
+    def _train_ids(self, image: PIL.Image.Image | dict[str, Any], annotation, image_id: str) -> PIL.Image.Image:
         if annotation is None:
-            return PIL.Image.new("L", image.size, IGNORE_INDEX)
+            return PIL.Image.new("L", _size(image), IGNORE_INDEX)
         raw = annotation if isinstance(annotation, PIL.Image.Image) else np.asarray(annotation)
         return PIL.Image.fromarray(self.lookup(raw, f"The annotation of image '{image_id}'"))
+
+
+def _size(image: PIL.Image.Image | dict[str, Any]) -> tuple[int, int]:
+    """Width and height of an image, decoded or not."""
+    if isinstance(image, PIL.Image.Image):
+        return image.size
+    content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+    (height, width), _ = size_and_turn(content)
+    return width, height

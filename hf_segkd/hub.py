@@ -206,7 +206,8 @@ def released_processor(processor: BaseImageProcessor, config: PreTrainedConfig) 
     """The image processor to save beside a student: for a native model a native one that does the same.
 
     So the folder of a SegFormer holds no code at all. Ours stays where transformers has no equal: models of this
-    library, BGR images, logits upsampled with aligned corners.
+    library, BGR images, bands, logits upsampled with aligned
+    corners.
 
     Args:
         processor (`BaseImageProcessor`): What the student was trained with.
@@ -215,7 +216,7 @@ def released_processor(processor: BaseImageProcessor, config: PreTrainedConfig) 
     native = type(config) not in MODELS
     if not native or not isinstance(processor, SegmentationImageProcessor):
         return processor
-    if processor.do_flip_channel_order or processor.align_corners:
+    if processor.do_flip_channel_order or processor.align_corners or processor.bands:
         return processor
     names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
     options = {name: value for name, value in vars(processor).items() if name in names}

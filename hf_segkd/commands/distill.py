@@ -171,6 +171,7 @@ def build(
 
     from hf_segkd.evaluation.teacher import TeacherDescription, TeacherEnsemble
     from hf_segkd.loading.any_model import load_model
+    from hf_segkd.loading.bands import check_reads, student_for_bands
     from hf_segkd.loading.norm_calibration import calibrate_folded_norms
     from hf_segkd.training.checks import check_classes, check_unlabeled, load_teacher, name_classes
     from hf_segkd.training.inputs import training_data
@@ -184,12 +185,22 @@ def build(
         description = TeacherDescription.from_arguments(script)
         hints = (script.teacher_features, script.trust_remote_code)
         teacher, teacher_processor = load_teacher(description, config.losses, spec.labels, *hints)
+        if teacher is not None:
+            check_reads(teacher_processor, dataset.bands, "teacher")
     set_seed(config.seed)
-    student, processor = load_model(script.student, id2label=spec.id2label, trust_remote_code=script.trust_remote_code)
+    described, fields = script.student, {}
+    if dataset.bands is not None and isinstance(described, dict):
+        fields = described.get("processor") or {}  # of the bands, not of the network that is widened for them
+        described = {name: value for name, value in described.items() if name != "processor"}
+    student, processor = load_model(described, id2label=spec.id2label, trust_remote_code=script.trust_remote_code)
     check_classes(student, spec.labels, "student")
     name_classes(student, spec)
 
     data = training_data(script, dataset, config.seed)
+    if dataset.bands is not None:
+        is_new = isinstance(described, dict) and "backbone_weights" not in described
+        student, processor = student_for_bands(student, processor, dataset.bands, data.whole_train, fields, is_new)
+    check_reads(processor, dataset.bands, "student")
     calibrate_folded_norms(student, processor, data.train)
     if script.teacher_cache:
         attach(stored_teacher(script, config, dataset, data), data, student)

@@ -23,6 +23,7 @@ from hf_segkd.evaluation.settings import InferenceProtocol, RunningArguments, Te
 from hf_segkd.reports.files import check_no_run, model_names, write_json
 
 if TYPE_CHECKING:
+    from dataset_builders.opened import OpenedDataset
     from hf_segkd.evaluation.teacher import TeacherDescription
 
 
@@ -48,10 +49,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         names = {} if arguments.teacher and not models else model_names(models)
         output_dir = Path(arguments.output_dir)
         check_no_run(output_dir, *(output_dir / name for name in (*names, "teacher")))
-        segmenters = {name: load(model, spec.labels, protocol, device, arguments) for name, model in names.items()}
+        segmenters = {name: load(model, dataset, protocol, device, arguments) for name, model in names.items()}
         if description := TeacherDescription.from_arguments(arguments):
             names |= {"teacher": str(description)}
-            segmenters["teacher"] = load(description, spec.labels, protocol, device, arguments)
+            segmenters["teacher"] = load(description, dataset, protocol, device, arguments)
         images = dataset.evaluation_set(split)
         if arguments.compare and len(images) < 2:
             raise ValueError(f"--compare needs at least two images to resample, the {split} split has {len(images)}.")
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
 
 def load(
     model: str | TeacherDescription,
-    labels: tuple[str, ...],
+    dataset: OpenedDataset,
     protocol: InferenceProtocol,
     device,
     arguments: argparse.Namespace,
@@ -91,12 +92,15 @@ def load(
 
     from hf_segkd.evaluation.segmenter import Segmenter
     from hf_segkd.evaluation.teacher import TeacherDescription, TeacherMember
+    from hf_segkd.loading.bands import check_reads
 
     if isinstance(model, str):
         model = TeacherDescription((TeacherMember(model, classes=arguments.teacher_classes),))
-    loaded, processor = model.load(labels, trust_remote_code=arguments.trust_remote_code)
+    loaded, processor = model.load(dataset.spec.labels, trust_remote_code=arguments.trust_remote_code)
     loaded = loaded.to(getattr(torch, arguments.dtype))
-    return Segmenter(torch.compile(loaded) if arguments.compile else loaded, processor, protocol, device)
+    check_reads(processor, dataset.bands)
+    running = torch.compile(loaded) if arguments.compile else loaded
+    return Segmenter(running, processor, protocol, device, dataset.bands)
 
 
 def write_summary(reports: dict[str, dict], segmenters: dict, images, spec, folder: Path) -> None:

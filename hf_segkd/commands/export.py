@@ -4,9 +4,9 @@
     hf-segkd export MODEL --precisions fp32 fp16 int8 int8_dynamic --dataset camvid --data_dir CamVid --split test \\
         --output_dir OUT
 
-MODEL is a folder, a Hub id or an original checkpoint (.pth). A file takes uint8 RGB images (B, H, W, 3) of any size
-and returns class ids (B, H, W). With --dataset, the table has the mIoU of each file; int8 is calibrated on its
-training split.
+MODEL is a folder, a Hub id or an original checkpoint (.pth). A file takes uint8 RGB images (B, H, W, 3) of any size,
+or the stored values of a model's bands (B, H, W, C), and returns class ids (B, H, W). With --dataset, the table has
+the mIoU of each file; int8 is calibrated on its training split.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dataset_builders import DataArguments, open_from_arguments
 from hf_segkd.commands.flags import CommandParser, add_fields
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.reports.files import write_json
+
+if TYPE_CHECKING:
+    from hf_segkd.models import Bands
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8_dynamic")
 OUTPUTS = ("labels", "logits")
@@ -40,7 +44,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter, crops, images_of, measurements, to_markdown
     from hf_segkd.evaluation.segmenter import Segmenter
     from hf_segkd.loading.any_model import load_model
+    from hf_segkd.loading.bands import check_reads
     from hf_segkd.loading.fingerprint import fingerprint
+    from hf_segkd.models import Bands
     from hf_segkd.training.checks import check_classes
 
     with readable_errors():
@@ -50,13 +56,17 @@ def main(argv: list[str] | None = None) -> list[dict]:
         dataset = open_from_arguments(arguments) if arguments.dataset else None
         if dataset:
             check_classes(model, dataset.spec.labels, "model")
+            check_reads(processor, dataset.bands)
+            if dataset.bands is not None and Bands.of(processor) is None:
+                raise ValueError("The file takes 8-bit RGB as its model does, the images of this dataset have bands.")
         scored = dataset.evaluation_set(arguments.split) if dataset else None
         made_with = {"model": fingerprint(model, processor), "output": arguments.output, "size": arguments.size}
         begin_export(Path(arguments.output_dir), made_with, arguments.overwrite)
         paths = write_files(model, processor, dataset, arguments)
         files = {name: OnnxSegmenter(path) for name, path in paths.items()}
 
-    pictures = images_of(scored, count=4) if scored else scenes(arguments.size or (512, 1024))
+    size = arguments.size or (512, 1024)
+    pictures = images_of(scored, count=4) if scored else scenes(size, Bands.of(processor))
     batches = [picture[None] for picture in pictures]
     if not arguments.size:
         batches = list(crops(pictures, files["fp32"].metadata["size_multiple"]))
@@ -114,11 +124,15 @@ def write_files(model, processor, dataset, arguments: argparse.Namespace) -> dic
     return wanted
 
 
-def scenes(size: tuple[int, int], count: int = 4) -> list:
-    """Street scenes, arrays (H, W, 3), for a model of which no data is at hand."""
+def scenes(size: tuple[int, int], bands: Bands | None, count: int = 4) -> list:
+    """Street scenes, arrays (H, W, C), for a model of which no data is at hand; their green is every other band."""
     from dataset_builders.street_scenes import draw_scene
 
-    return [draw_scene("test", index, *size, seed=0)[0] for index in range(count)]
+    pictures = [draw_scene("test", index, *size, seed=0)[0] for index in range(count)]
+    if bands is None:
+        return pictures
+    channels = [("red", "green", "blue").index(name) if name in ("red", "blue") else 1 for name in bands.names]
+    return [picture[..., channels].astype("uint8" if bands.dtype == "uint8" else "float32") for picture in pictures]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         dataset = open_from_arguments(arguments)
         spec, device = dataset.spec, arguments.device or default_device()
         names = model_names(arguments.models)
-        segmenters = {name: Segmenter(*load_model(model), device=device) for name, model in names.items()}
+        options = {"device": device, "bands": dataset.bands}
+        segmenters = {name: Segmenter(*load_model(model), **options) for name, model in names.items()}
         for segmenter in segmenters.values():
             check_classes(segmenter.model, spec.labels, "model")
         images = dataset.evaluation_set(arguments.split)

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import io
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from dataset_builders import DataArguments, open_from_arguments
 from hf_segkd.commands.flags import CommandParser, add_fields
@@ -39,12 +39,18 @@ from hf_segkd.deployment.label_files import (
 from hf_segkd.deployment.prediction_folder import Predicted, begin_predictions, check_name, own_files
 from hf_segkd.evaluation.settings import InferenceProtocol, RunningArguments
 
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from hf_segkd.models import Bands
+
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image of the command line: how to open it, text that changes with it, and its file where it has one."""
+    """An image of the command line: how to read it, text that changes with it, and its file where it has one."""
 
-    open: Callable[[], Image.Image]
+    read: Callable[[], bytes]
     state: str
     file: Path | None = None
 
@@ -58,8 +64,8 @@ def main(argv: list[str] | None = None) -> list[Path]:
     folder = Path(arguments.output_dir)
     with readable_errors():
         protocol = InferenceProtocol.from_arguments(arguments)
-        pictures = pictures_of(arguments)
-        segmenter, made_by = load(arguments, protocol)
+        pictures, bands = pictures_of(arguments)
+        segmenter, made_by = load(arguments, protocol, bands)
         label_format = check_format(arguments.format, segmenter.num_labels)
         paths = {name: label_path(folder, name, label_format) for name in pictures}
         images = {name: Predicted(paths[name], picture.state, picture.file) for name, picture in pictures.items()}
@@ -70,8 +76,8 @@ def main(argv: list[str] | None = None) -> list[Path]:
     failed = []
     for name in progress(pending, len(pending), "predicting"):
         try:
-            image = upright(pictures[name].open())
-            picture = label_format.write(segmenter(image), image, palette)
+            image, shown = read(pictures[name].read(), segmenter.bands)
+            picture = label_format.write(segmenter(image), shown, palette)
         except Exception as error:  # whatever one picture does to Pillow or to the memory: the others are predicted
             failed.append(f"{name}: {' '.join(str(error).split())[:300] or type(error).__name__}")
             continue
@@ -88,30 +94,59 @@ def main(argv: list[str] | None = None) -> list[Path]:
     return list(paths.values())
 
 
-def load(arguments: argparse.Namespace, protocol: InferenceProtocol):
+def read(content: bytes, bands: Bands | None) -> tuple[Image.Image | np.ndarray, Image.Image]:
+    """An image as the segmenter takes it, and a picture of it to draw on.
+
+    Raises:
+        OSError: If the file is damaged.
+        Unreadable: If it holds something else than it should.
+    """
+    import PIL.Image
+
+    from hf_segkd.data.pixels import misfit, read_pixels, refusal
+    from hf_segkd.data.raw import Unreadable
+    from hf_segkd.reports.pictures import visible
+
+    if bands is None:
+        if reason := refusal(content):
+            raise Unreadable(f"{reason.partition(': --bands')[0]}; the model reads 8-bit RGB")
+        picture = upright(PIL.Image.open(io.BytesIO(content)))
+        return picture, picture
+    array = read_pixels(content)
+    if wrong := misfit(array, bands):
+        raise Unreadable(f"{wrong} ({', '.join(bands.names)})")
+    return array, visible(array, bands.names)
+
+
+def load(arguments: argparse.Namespace, protocol: InferenceProtocol, bands: Bands | None):
     """The segmenter of the model on the command line, and what the folder's manifest says of the model."""
     import torch
 
     from hf_segkd.evaluation.segmenter import Segmenter, default_device
     from hf_segkd.loading.any_model import load_model
+    from hf_segkd.loading.bands import check_reads
     from hf_segkd.loading.fingerprint import fingerprint
 
     model, processor = load_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    if arguments.dataset:
+        check_reads(processor, bands)
     made_by = {"model": fingerprint(model, processor)}
+    if bands is not None:
+        made_by["images"] = str(bands)
     model = model.to(getattr(torch, arguments.dtype))
     running = torch.compile(model) if arguments.compile else model
-    return Segmenter(running, processor, protocol, arguments.device or default_device()), made_by
+    return Segmenter(running, processor, protocol, arguments.device or default_device(), bands), made_by
 
 
-def pictures_of(arguments: argparse.Namespace) -> dict[str, Picture]:
-    """Name -> picture, of every image that the command line means.
+def pictures_of(arguments: argparse.Namespace) -> tuple[dict[str, Picture], Bands | None]:
+    """Name -> picture, of every image that the command line means, and what a dataset's hold.
 
     Raises:
         ValueError: If there is none, or two images have one name.
     """
     if not arguments.dataset:
         files = find_images(arguments.files, own_files(arguments.output_dir))
-        return {name: Picture(partial(Image.open, path), file_state(path), path) for name, path in files.items()}
+        return {name: Picture(path.read_bytes, file_state(path), path) for name, path in files.items()}, None
     if arguments.files:
         raise ValueError("Give image files or a --dataset, not both.")
     import datasets
@@ -124,13 +159,13 @@ def pictures_of(arguments: argparse.Namespace) -> dict[str, Picture]:
         name = name_of(row["image_id"])
         if name in found:
             raise ValueError(f"Two images of the dataset are called {name!r}: their label maps would be one file.")
-        picture = partial(_picture, rows, index)
+        picture = partial(_content, stored, index)
         if row["image"]["bytes"] is None:
             path = Path(row["image"]["path"])
             found[name] = Picture(picture, file_state(path), path)
         else:
             found[name] = Picture(picture, hashlib.sha256(row["image"]["bytes"]).hexdigest())
-    return found
+    return found, dataset.bands
 
 
 def name_of(image_id: str) -> str:
@@ -145,8 +180,9 @@ def file_state(path: Path) -> str:
     return f"{status.st_size} bytes, {status.st_mtime_ns}"
 
 
-def _picture(rows, index: int) -> Image.Image:
-    return rows[index]["image"]
+def _content(stored, index: int) -> bytes:
+    image = stored[index]["image"]
+    return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
 
 
 def parser() -> argparse.ArgumentParser:

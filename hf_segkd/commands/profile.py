@@ -66,11 +66,13 @@ def run(spec: str, size: tuple[int, int], variant: str, options: dict) -> dict[s
     import torch
 
     from hf_segkd.evaluation.profiling import measure
+    from hf_segkd.models import input_channels
 
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
     model = load(spec, options["num_labels"])
-    return measure(model, size, variant, options["batch_size"], options["device"], options["repeats"])
+    how = {"repeats": options["repeats"], "channels": input_channels(model.config)}
+    return measure(model, size, variant, options["batch_size"], options["device"], **how)
 
 
 def load(spec: str, num_labels: int):

@@ -3,6 +3,7 @@
 import importlib
 
 _MODULES = {
+    "BandJitter": "photometric",
     "DatasetSpec": "specs",
     "DecodedRows": "cache",
     "EvalTransform": "transforms",

@@ -7,12 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
 
 from hf_segkd.data.label_map import LabelMap
 from hf_segkd.data.parallel import in_threads
+from hf_segkd.data.pixels import misfit, read_pixels, refusal
 from hf_segkd.data.raw import (
     SMALLEST_SIDE,
     RawSplit,
@@ -27,8 +29,12 @@ from hf_segkd.data.raw import (
     upright_size,
 )
 
+if TYPE_CHECKING:
+    from hf_segkd.models.bands import Bands
+
 ADVICE = {
     "unreadable": "Restore these files, or leave the images to train on out with --skip_unreadable.",
+    "pixels": "The images are no 8-bit RGB pictures: name their bands with the flag shown; all images must be alike.",
     "size": "Pair each image with its own mask, at the size of the image (after its EXIF rotation).",
     "tiny image": "An image of a single pixel in height or width is no photo. Remove it and its mask.",
     "color mask": "Save one class id per pixel, or give a --label_map from colors to classes.",
@@ -71,7 +77,11 @@ class Problem:
 
 
 def find_problems(
-    splits: dict[str, RawSplit], label_map: LabelMap, num_labels: int, limits: dict[str, int | None]
+    splits: dict[str, RawSplit],
+    label_map: LabelMap,
+    num_labels: int,
+    limits: dict[str, int | None],
+    bands: Bands | None = None,
 ) -> list[Problem]:
     """Decode a sample of the images and masks of each split and list what is wrong with them.
 
@@ -81,6 +91,7 @@ def find_problems(
         num_labels (`int`): Number of classes K.
         limits (`dict[str, int | None]`): Splits to look at, and up to how many evenly spread items of each; `None` is
             all of them.
+        bands ([`~hf_segkd.models.Bands`], *optional*): What images hold that are not 8-bit RGB.
 
     Returns:
         `list[Problem]`: In the order of the files.
@@ -89,7 +100,7 @@ def find_problems(
     for name, limit in limits.items():
         count = len(splits[name])
         sample = range(0, count, 1 if limit is None else max(1, -(-count // limit)))
-        looks = list(in_threads(_Look(name, splits[name], label_map), sample, f"checking {name}"))
+        looks = list(in_threads(_Look(name, splits[name], label_map, bands), sample, f"checking {name}"))
         found = [problem for wrong, _ in looks for problem in wrong]
         if label_map.hides_an_object(set().union(*(raw for _, raw in looks)), num_labels):
             found = [problem for problem in found if problem.kind != "no label"]
@@ -103,16 +114,18 @@ def find_problems(
 class _Look:
     """Looks at one item of a split: its problems, and the raw values of its mask."""
 
-    def __init__(self, name: str, split: RawSplit, label_map: LabelMap):
+    def __init__(self, name: str, split: RawSplit, label_map: LabelMap, bands: Bands | None):
         self.name, self.split = name, split
+        self.bands = bands
         self.colors, self.known, self.ignored = label_map.colors, label_map.known, label_map.ignored
 
     def __call__(self, index: int) -> tuple[list[Problem], set[int]]:
         image, mask = self.split.names(index)
         found, photo, raw = [], None, set()
         try:
-            photo = decode(read(self.split.read_image, index))
-            if min(photo.size) < SMALLEST_SIDE:
+            photo, wrong = self._open(read(self.split.read_image, index))
+            found += [("pixels", image, wrong)] if wrong else []
+            if photo is not None and min(photo.size) < SMALLEST_SIDE:
                 found.append(("tiny image", image, f"{photo.width} x {photo.height} pixels"))
         except Unreadable as error:
             found.append(("unreadable", image, str(error)))
@@ -123,6 +136,14 @@ class _Look:
         except Unreadable as error:
             found.append(("unreadable", mask, str(error)))
         return [Problem(kind, self.name, index, file, detail) for kind, file, detail in found], raw
+
+    def _open(self, content: bytes) -> tuple[PIL.Image.Image | None, str | None]:
+        """The photo, of bands a blank one of their size, and what is wrong with its pixels."""
+        if self.bands is None:
+            wrong = refusal(content)
+            return (None if wrong else decode(content)), wrong
+        array = read_pixels(content)
+        return PIL.Image.new("1", array.shape[1::-1]), misfit(array, self.bands)
 
     def _wrong(self, content, photo: PIL.Image.Image | None, found: set[int]) -> Iterator[tuple[str, str]]:
         """Kind and detail of each problem of a mask; its raw values are added to `found`."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from hf_segkd.data.pixels import needs_bands, refusal, size_and_turn
 from hf_segkd.data.raw import (
     SMALLEST_SIDE,
     Unreadable,
@@ -97,6 +98,7 @@ def encode_train_ids(
     label_map: LabelMap,
     names: tuple[str, str],
     turn: bool = False,
+    bands: bool = False,
 ) -> bytes:
     """PNG of train ids, at the size of the image as it is shown, after its EXIF rotation.
 
@@ -107,19 +109,19 @@ def encode_train_ids(
         names (`tuple[str, str]`): Of the two files, for messages.
         turn (`bool`, *optional*, defaults to `False`): Whether the annotation was drawn on the stored pixels, so that
             it is turned as the image is.
+        bands (`bool`, *optional*, defaults to `False`): Whether the image may hold anything, else 8-bit RGB only.
 
     Raises:
-        `ValueError`: If a file cannot be read, the sizes differ, values are unknown, or the image is a pixel thin.
+        `ValueError`: If a file cannot be read, the sizes differ, values are unknown, the image is a pixel thin, or it
+            holds more than 8-bit RGB.
     """
     try:
-        with PIL.Image.open(image) as opened:
-            shape = upright_size(opened)
-            turned = orientation(opened) if turn else 1
+        shape, turned = size_and_turn(_bytes(image)) if bands else _size_and_turn(image, names[0])
         if annotation is None:
             ids = np.full(shape, IGNORE_INDEX, dtype=np.uint8)
         else:
-            content = annotation.getvalue() if isinstance(annotation, io.BytesIO) else annotation.read_bytes()
-            ids = label_map(turned_as(decode_mask(content), turned), names[1])
+            mask = decode_mask(_bytes(annotation))
+            ids = label_map(turned_as(mask, turned if turn else 1), names[1])
     except (OSError, Unreadable) as error:
         raise ValueError(f"Cannot read the pair {', '.join(names)}: {error}. Restore the files.") from error
     if min(shape) < SMALLEST_SIDE:
@@ -129,3 +131,20 @@ def encode_train_ids(
     buffer = io.BytesIO()
     PIL.Image.fromarray(ids).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _bytes(source: Path | io.BytesIO) -> bytes:
+    return source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
+
+
+def _size_and_turn(image: Path | io.BytesIO, name: str) -> tuple[tuple[int, int], int]:
+    """The same as `size_and_turn` of an 8-bit picture, from its header."""
+    try:
+        with PIL.Image.open(image) as opened:
+            if reason := needs_bands(opened):
+                raise ValueError(f"{name} {reason}.")
+            return upright_size(opened), orientation(opened)
+    except PIL.UnidentifiedImageError:
+        if reason := refusal(_bytes(image)):
+            raise ValueError(f"{name} {reason}.") from None
+        raise

@@ -51,6 +51,48 @@ class PhotometricJitter:
         return changed.round_().clamp_(0, 255).to(torch.uint8).view(image.shape)
 
 
+class BandJitter:
+    """Random brightness and contrast of an image of any bands, in its own range and type.
+
+    Every band is multiplied by one factor around its own mean in the crop, and shifted by one fraction of the full
+    scale: `mean + (1 + c) (x - mean) + b · scale`. Bytes are rounded and clipped, other values are neither.
+
+    Args:
+        brightness (`float`, *optional*, defaults to `0.0`): Largest shift, fraction of `scale`, 0 to 1.
+        contrast (`float`, *optional*, defaults to `0.0`): Factor 1 - contrast to 1 + contrast, 0 to 1.
+        saturation, hue (`float`, *optional*): Must be 0: they are properties of colors.
+        scale (`float`, *optional*): Distance from the darkest to the brightest value; brightness needs it.
+
+    Raises:
+        `ValueError`: If a strength is out of range, is one of colors, or the scale is unknown.
+    """
+
+    def __init__(
+        self,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+        scale: float | None = None,
+    ):
+        if saturation or hue:
+            raise ValueError("jitter: saturation and hue are of RGB colors; bands take brightness and contrast.")
+        for name, strength in (("brightness", brightness), ("contrast", contrast)):
+            if not 0 <= strength <= 1:
+                raise ValueError(f"{name} of the jitter must be between 0 and 1, got {strength}.")
+        if brightness and scale is None:
+            raise ValueError("jitter: brightness is a fraction of the full scale. Give --pixel_range or leave it out.")
+        self.strengths = torch.tensor([brightness * (scale or 0), contrast])
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Change an image (C, h, w), uint8 or float32."""
+        shift, contrast = (2 * torch.rand(2, generator=generator) - 1) * self.strengths
+        pixels = image.float()
+        mean = pixels.mean(dim=(1, 2), keepdim=True)
+        changed = mean + (1 + contrast) * (pixels - mean) + shift
+        return changed.round_().clamp_(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else changed
+
+
 def _saturation(factor: Tensor) -> Tensor:
     """Matrix that scales the distance of a color to the gray of the same luma."""
     return factor * torch.eye(3) + (1 - factor) * _LUMA.expand(3, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -11,7 +11,11 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
+from hf_segkd.data.pixels import needs_bands, stored_pixels
 from hf_segkd.data.raw import orientation, upright_size
+
+if TYPE_CHECKING:
+    from hf_segkd.models.bands import Bands
 
 
 class StoredImage:
@@ -21,10 +25,14 @@ class StoredImage:
 
     Args:
         stored (`dict`): Value of a `datasets.Image(decode=False)` column: `bytes`, or `path` of a file.
+
+    Raises:
+        `ValueError`: If the picture holds more than 8-bit RGB.
     """
 
     def __init__(self, stored: dict[str, Any]):
         self._picture = PIL.Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
+        _check_bytes(self._picture)
         self.shape = (3, *upright_size(self._picture))
 
     def rows(self, stop: int) -> Tensor:
@@ -42,19 +50,37 @@ class StoredImage:
 
 
 def image_tensor(image: PIL.Image.Image) -> Tensor:
-    """Pixels as uint8 (3, H, W) in RGB; not to be written to."""
+    """Pixels as uint8 (3, H, W) in RGB; not to be written to.
+
+    Raises:
+        `ValueError`: If the picture holds more than 8-bit RGB.
+    """
+    _check_bytes(image)
     # Without a copy: convert() makes one of RGB images too, and from_numpy wants writable memory.
     array = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_dlpack(array).permute(2, 0, 1)
 
 
-def read_example(example: dict[str, Any]) -> dict[str, Any]:
+def _check_bytes(picture: PIL.Image.Image) -> None:
+    if reason := needs_bands(picture):
+        raise ValueError(f"An image {reason}.")
+
+
+def pixel_tensor(array: np.ndarray) -> Tensor:
+    """Values (C, H, W) of an image (H, W, C): bytes as they are, others as float32, which holds 16 bits exactly."""
+    array = array if array.dtype == np.uint8 else array.astype(np.float32)
+    return torch.from_numpy(np.require(array, requirements="W")).permute(2, 0, 1)
+
+
+def read_example(example: dict[str, Any], bands: Bands | None = None) -> dict[str, Any]:
     """Read one row: `image` uint8 (3, H, W) in RGB, `annotation` integer (H, W), palette PNGs as indices.
 
     An image that is still encoded becomes a [`StoredImage`]; rows of tensors (from a decoded cache) stay as they are.
+    With `bands`, the image is [`pixel_tensor`] of what is stored.
 
     Raises:
-        `ValueError`: If the annotation is a color picture, or its size differs from the image's.
+        `ValueError`: If the annotation is a color picture, its size differs from the image's, or the image does not
+            hold what it should.
     """
     if isinstance(example["image"], Tensor | StoredImage):
         return example
@@ -67,8 +93,12 @@ def read_example(example: dict[str, Any]) -> dict[str, Any]:
         )
     if annotation.dtype != np.uint8:
         annotation = annotation.astype(np.int64)
-    encoded = isinstance(example["image"], dict)
-    image = StoredImage(example["image"]) if encoded else image_tensor(example["image"])
+    if bands is not None:
+        image = pixel_tensor(stored_pixels(example["image"], bands, image_id))
+    elif isinstance(example["image"], dict):
+        image = StoredImage(example["image"])
+    else:
+        image = image_tensor(example["image"])
     height, width = image.shape[1:]
     if (height, width) != annotation.shape:
         raise ValueError(

@@ -1,19 +1,24 @@
 """From dataset rows to uint8 training crops; normalization happens later, on the device, once per model."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 import torch
 from torch import Tensor
 
-from hf_segkd.data.photometric import PhotometricJitter
+from hf_segkd.data.photometric import BandJitter, PhotometricJitter
 from hf_segkd.data.reading import StoredImage, read_example
 from hf_segkd.data.resizing import INTERPOLATIONS, Box
 from hf_segkd.data.teacher_maps import TeacherMaps
+
+if TYPE_CHECKING:
+    from hf_segkd.models.bands import Bands
 
 REDRAWS = 10  # of a crop with too much of one class, as in MMSegmentation; the last one is taken as it is
 
@@ -57,14 +62,15 @@ class TrainTransform:
         ignore_index (`int`, *optional*, defaults to `255`): Label of padded pixels.
         cat_max_ratio (`float`, *optional*, defaults to `1.0`): A crop in which one class covers this fraction of the
             labeled pixels or more is drawn again, up to 10 times; 1 takes every crop. MMSegmentation uses 0.75.
-        jitter (`PhotometricJitter`, *optional*): Random change of colors; none in the originals.
+        jitter (`PhotometricJitter` or `BandJitter`, *optional*): Random change of colors; none in the originals.
         interpolation (`str`, *optional*, defaults to `"antialias"`): `"antialias"`, or `"opencv"`, which resizes
             image and labels exactly as the original repositories do, see [`~hf_segkd.data.resizing.OpenCVResize`].
 
     Returns:
-        `dict`: `pixel_values` uint8 (3, h, w) in RGB, `labels` int64 (h, w), and `content` int64 (4,): top, left,
-        bottom and right of the picture in the crop, pixels; what lies outside is padding. With a teacher's stored map
-        of the image, `teacher_logits` float32 (K, h', w') too: what the map says about that very crop.
+        `dict`: `pixel_values` uint8 (3, h, w) in RGB, or the bands (C, h, w) of another image; `labels` int64 (h, w);
+        and `content` int64 (4,): top, left, bottom and right of the picture in the crop, pixels; what lies outside is
+        padding. With a teacher's stored map of the image, `teacher_logits` float32 (K, h', w') too: what the map says
+        about that very crop.
 
     Raises:
         `ValueError`: If an argument is out of range.
@@ -78,7 +84,7 @@ class TrainTransform:
         flip: float = 0.5,
         ignore_index: int = 255,
         cat_max_ratio: float = 1.0,
-        jitter: PhotometricJitter | None = None,
+        jitter: PhotometricJitter | BandJitter | None = None,
         interpolation: str = "antialias",
     ):
         if len(crop_size) != 2 or min(crop_size) < 1:
@@ -115,7 +121,7 @@ class TrainTransform:
         mirrored = torch.rand((), generator=generator) < self.flip
         if self.jitter is not None:
             image = self.jitter(image, generator)
-        pixel_values = torch.zeros((3, *self.crop_size), dtype=torch.uint8)
+        pixel_values = torch.zeros((len(image), *self.crop_size), dtype=image.dtype)
         pixel_values[:, : box.height, : box.width] = image
         labels = torch.full(self.crop_size, self.ignore_index, dtype=torch.int64)
         labels[: box.height, : box.width] = self.resize.labels(annotation, scale, box)
@@ -152,7 +158,9 @@ def _draw(stop: int, generator: torch.Generator) -> int:
 
 
 class EvalTransform:
-    """The whole image as uint8 (3, H, W) in RGB and its annotation as int64 (H, W), at their original size.
+    """The whole image and its annotation at their original size.
+
+    The image is uint8 (3, H, W) in RGB, or the bands (C, H, W) of another one; the annotation is int64 (H, W).
 
     Args:
         ignore_index (`int`, *optional*, defaults to `255`): Value of pixels that are not labeled.
@@ -180,21 +188,30 @@ class SegmentationDataset(torch.utils.data.Dataset):
         transform (`TrainTransform` or `EvalTransform`): Its `ignore_index` is the one annotations may hold.
         num_labels (`int`): Number of classes K; annotations may hold 0 to K - 1.
         seed (`int`, *optional*, defaults to `0`): Seed of the augmentation, >= 0.
+        bands ([`~hf_segkd.models.Bands`], *optional*): What images hold that are not 8-bit RGB.
 
     Raises:
         `ValueError`: If a column is missing; on access, if an annotation is unusable (the message names the image).
     """
 
-    def __init__(self, dataset, transform: TrainTransform | EvalTransform, num_labels: int, seed: int = 0):
+    def __init__(
+        self,
+        dataset,
+        transform: TrainTransform | EvalTransform,
+        num_labels: int,
+        seed: int = 0,
+        bands: Bands | None = None,
+    ):
         missing = {"image", "annotation", "image_id"} - set(dataset.column_names)
         if missing:
             raise ValueError(
                 f"The dataset lacks the columns {sorted(missing)}, it has {sorted(dataset.column_names)}. "
                 "Rename its columns to image, annotation and image_id."
             )
-        if isinstance(transform, TrainTransform) and isinstance(dataset, datasets.Dataset):
+        if isinstance(dataset, datasets.Dataset):
             dataset = _left_encoded(dataset)
         self.dataset, self.transform, self.num_labels, self.seed = dataset, transform, num_labels, seed
+        self.bands = bands
         self.teacher: TeacherMaps | None = None  # stored maps of the same images, of which each crop gets its part
         # Shared memory: workers that live on from epoch to epoch would keep their own copy of a plain number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -208,7 +225,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         index = range(len(self))[index]
-        example = read_example(self.dataset[index])
+        example = read_example(self.dataset[index], self.bands)
         check_labels(example["annotation"], self.num_labels, self.transform.ignore_index, example["image_id"])
         if self.teacher is not None:
             example = {**example, "teacher": partial(self.teacher.crop, index)}
@@ -217,14 +234,14 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
 
 def _left_encoded(rows: datasets.Dataset) -> datasets.Dataset:
-    """The same rows with encoded images, which a crop needs in part; a transform of the rows gets whole ones."""
+    """The same rows with encoded images, which a crop needs in part; a transform of the rows gets them as they are."""
     if rows.format["type"] is not None or not isinstance(rows.features["image"], datasets.Image):
         return rows
     return rows.cast_column("image", datasets.Image(decode=False))
 
 
 def collate(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack items to `pixel_values` (B, 3, H, W), `labels` (B, H, W) and, of training crops, `content` (B, 4) and,
+    """Stack items to `pixel_values` (B, C, H, W), `labels` (B, H, W) and, of training crops, `content` (B, 4) and,
     where a teacher's maps are stored, `teacher_logits` (B, K, h, w).
 
     Raises:

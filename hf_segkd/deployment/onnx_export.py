@@ -21,7 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_segkd.deployment.label_files import palette_of
 from hf_segkd.loading.native import output_shapes
-from hf_segkd.models import InputNormalization, upsamples_with_align_corners
+from hf_segkd.models import Bands, InputNormalization, upsamples_with_align_corners
 
 try:
     import onnx
@@ -45,7 +45,9 @@ _INT8_OPERATORS = ["Conv", "ConvTranspose", "MatMul", "Gemm"]
 
 
 class ImageToLogits(nn.Module):
-    """From uint8 RGB images (B, H, W, 3) to the model's logits (B, K, h, w), float32.
+    """From images (B, H, W, C) as they are stored to the model's logits (B, K, h, w), float32.
+
+    8-bit RGB and other bands of bytes are uint8, all others float32.
 
     Args:
         model (`PreTrainedModel`): As [`~hf_segkd.loading.any_model.load_model`] returns it, float32 or float16.
@@ -64,7 +66,7 @@ class ImageToLogits(nn.Module):
 
 
 class ImageToLabels(ImageToLogits):
-    """From uint8 RGB images (B, H, W, 3) to class ids (B, H, W), uint8 up to 256 classes, else int32.
+    """From images (B, H, W, C) as they are stored to class ids (B, H, W), uint8 up to 256 classes, else int32.
 
     Logits are upsampled bilinearly to the image with the model's own `align_corners`.
     """
@@ -133,9 +135,10 @@ def export_onnx(
     size: tuple[int, int] | None = None,
 ) -> Path:
     """Write a model as an ONNX file whose only input is `images`, uint8 RGB (B, H, W, 3): bytes as cameras and
-    decoders give them, so that no caller has to know mean, std, channel order or `align_corners`.
+    decoders give them, so that no caller has to know mean, std, channel order or `align_corners`. Of a model of other
+    bands they are the stored values (B, H, W, C), uint8 for bytes, else float32.
 
-    The file's metadata holds these, the class names and the colors (JSON values).
+    The file's metadata holds all that, the class names and the colors (JSON values).
 
     Args:
         model (`PreTrainedModel`): As [`~hf_segkd.loading.any_model.load_model`] returns it; left as it is.
@@ -164,7 +167,7 @@ def export_onnx(
     sides = size or [multiple * (side // multiple + 1) for side in _SIDES]
     program = torch.onnx.export(
         graph,
-        (torch.zeros(_BATCH, *sides, 3, dtype=torch.uint8),),
+        (torch.zeros(_BATCH, *sides, graph.normalization.channels, dtype=graph.normalization.dtype),),
         dynamo=True,
         input_names=["images"],
         output_names=[output],
@@ -202,16 +205,21 @@ def _forget_source(file: onnx.ModelProto) -> None:
 
 def _metadata(model: PreTrainedModel, processor: BaseImageProcessor) -> dict[str, str]:
     normalization = InputNormalization.from_processor(processor)
+    bands = Bands.of(processor)
+    kind = "uint8 RGB" if bands is None else f"{str(normalization.dtype).removeprefix('torch.')}, {bands}"
     id2label = {int(index): name for index, name in model.config.id2label.items()}
     facts = {
-        "input": "images: uint8 RGB (batch, height, width, 3); normalized inside",
+        "input": f"images: {kind} (batch, height, width, {normalization.channels}); normalized inside",
         "model_type": model.config.model_type,
         "id2label": id2label,
         "palette": palette_of(id2label),
         "image_mean": normalization.mean.flatten().tolist(),
         "image_std": normalization.std.flatten().tolist(),
         "image_divisor": normalization.divisor.item(),
-        "channel_order": "BGR" if normalization.flip_channel_order else "RGB",
+        "channel_order": "BGR" if normalization.flip_channel_order else "RGB" if bands is None else "bands",
+        "bands": None if bands is None else bands.names,
+        "pixel_dtype": "uint8" if bands is None else bands.dtype,
+        "pixel_range": None if bands is None else bands.pixel_range,
         "align_corners": upsamples_with_align_corners(model.config),
     }
     return {key: json.dumps(value) for key, value in facts.items()}
@@ -225,7 +233,7 @@ def quantize_static(source: str | Path, target: str | Path, images: Iterable[np.
     Args:
         source (`str` or `Path`): File of [`export_onnx`] in fp32.
         target (`str` or `Path`): File to write.
-        images (`Iterable[np.ndarray]`): A few dozen training images, uint8 RGB (H, W, 3), of any sizes the file takes.
+        images (`Iterable[np.ndarray]`): A few dozen training images (H, W, C) as the file takes them.
 
     Raises:
         ValueError: Without images.

@@ -19,6 +19,7 @@ from hf_segkd.data.sampling import evenly_spread
 from hf_segkd.evaluation.inference import upsampled_argmax
 from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import BaseSegmenter
+from hf_segkd.models import Bands
 from hf_segkd.reports.tables import markdown_table
 
 try:
@@ -56,6 +57,8 @@ class OnnxSegmenter(BaseSegmenter):
             raise ValueError(f"'{path}' was not written by hf-segkd export: its metadata is missing.")
         self.metadata: dict[str, Any] = {key: json.loads(value) for key, value in properties.items()}
         self.id2label = {int(index): name for index, name in self.metadata["id2label"].items()}
+        if names := self.metadata.get("bands"):  # files of earlier versions are of 8-bit RGB
+            self.bands = Bands(tuple(names), self.metadata["pixel_dtype"], self.metadata["pixel_range"])
 
     def predict(self, pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
         self._check(tuple(pixel_values.shape[-2:]))
@@ -93,7 +96,7 @@ def agreement(segmenter: Segment, reference: Segment, images: Iterable[np.ndarra
 
 
 def channels_last(pixel_values: Tensor) -> np.ndarray:
-    """uint8 (H, W, 3) of an image (3, H, W)."""
+    """Pixels (H, W, C) of an image (C, H, W)."""
     return np.ascontiguousarray(pixel_values.permute(1, 2, 0).numpy())
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from hf_segkd.evaluation.settings import VARIANTS
 from hf_segkd.loading.frozen import folded_batch_norms
+from hf_segkd.models import input_channels
 
 
 def count_macs(model: PreTrainedModel, size: tuple[int, int]) -> int:
@@ -31,7 +32,7 @@ def count_macs(model: PreTrainedModel, size: tuple[int, int]) -> int:
     """
     ghost = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        ghost(pixel_values=torch.empty(1, 3, *size, device="meta", dtype=model.dtype))
+        ghost(pixel_values=torch.empty(1, input_channels(model.config), *size, device="meta", dtype=model.dtype))
     return counter.get_total_flops() // 2
 
 
@@ -43,6 +44,7 @@ def measure(
     device: str = "cpu",
     repeats: int = 20,
     warmup: int = 3,
+    channels: int = 3,
 ) -> dict[str, float]:
     """Time and peak memory of forward passes on random images.
 
@@ -54,6 +56,7 @@ def measure(
         batch_size (`int`, *optional*, defaults to `1`): Images at once.
         device (`str`, *optional*, defaults to `"cpu"`): `"cpu"` or `"cuda"`.
         repeats, warmup (`int`): Timed passes, and passes before them.
+        channels (`int`, *optional*, defaults to `3`): Channels of the images.
 
     Returns:
         `dict[str, float]`: `p50_ms` and `p90_ms` of one pass, `images_per_second` (at the median), `peak_mib`: on a
@@ -66,7 +69,7 @@ def measure(
     if variant not in VARIANTS:
         raise ValueError(f"Unknown variant {variant!r}. Variants: {', '.join(VARIANTS)}.")
     model = model.to(device).eval()
-    images = torch.randn(batch_size, 3, *size, device=device)
+    images = torch.randn(batch_size, channels, *size, device=device)
     if variant == "channels_last":
         model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     if variant == "bf16":

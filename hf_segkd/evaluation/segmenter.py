@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_segkd.data.pixels import needs_bands
 from hf_segkd.evaluation.inference import predict
 from hf_segkd.evaluation.settings import InferenceProtocol
-from hf_segkd.models import InputNormalization, upsamples_with_align_corners
+from hf_segkd.models import Bands, InputNormalization, upsamples_with_align_corners
 
 WHOLE = InferenceProtocol()
 
@@ -21,10 +22,12 @@ WHOLE = InferenceProtocol()
 class BaseSegmenter(ABC):
     """What is called with images and returns their label maps.
 
-    A subclass sets `id2label` (`dict[int, str]`), the names of its classes.
+    A subclass sets `id2label` (`dict[int, str]`), the names of its classes, and `bands`, what its images hold where
+    they are not 8-bit RGB.
     """
 
     id2label: dict[int, str]
+    bands: Bands | None = None
 
     @property
     def num_labels(self) -> int:
@@ -33,7 +36,7 @@ class BaseSegmenter(ABC):
 
     @abstractmethod
     def predict(self, pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
-        """Label maps (B, H, W) at `size` of uint8 RGB images (B, 3, h, w): uint8 up to 256 classes, else int32."""
+        """Label maps (B, H, W) at `size` of stored images (B, C, h, w): uint8 up to 256 classes, else int32."""
 
     def __call__(
         self, images: Image.Image | np.ndarray | Tensor, size: tuple[int, int] | None = None
@@ -42,7 +45,8 @@ class BaseSegmenter(ABC):
 
         Args:
             images: A picture; uint8 RGB arrays (H, W, 3) or (B, H, W, 3); or uint8 RGB tensors (3, H, W) or
-                (B, 3, H, W), on any device.
+                (B, 3, H, W), on any device. With `bands`, arrays (H, W, C) of their type, or tensors (C, H, W), uint8
+                or float32.
             size (`tuple[int, int]`, *optional*): Height and width of the label maps, pixels; the images' by default.
 
         Returns:
@@ -54,15 +58,39 @@ class BaseSegmenter(ABC):
         if isinstance(images, Tensor):
             pixel_values = images
         else:
-            array = np.array(images.convert("RGB")) if isinstance(images, Image.Image) else images
-            _check_kind(array, channels=-1)
+            array = self._array(images)
             # Some arrays cannot be shared with torch: those that are read-only or run backwards.
             pixel_values = torch.from_numpy(np.require(array, requirements=["C", "W"])).movedim(-1, -3)
-        _check_kind(pixel_values, channels=-3)
+        self._check_kind(pixel_values, channels=-3)
         batch = pixel_values if pixel_values.ndim == 4 else pixel_values[None]
         labels = self.predict(batch, tuple(size or batch.shape[-2:]))
         labels = labels if pixel_values.ndim == 4 else labels[0]
         return labels if isinstance(images, Tensor) else labels.cpu().numpy()
+
+    def _array(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        if isinstance(image, Image.Image):
+            if self.bands is not None:
+                raise ValueError(f"The model reads {self.bands}: give an array (H, W, {len(self.bands.names)}).")
+            if reason := needs_bands(image):
+                raise ValueError(f"The image {reason}. This model reads 8-bit RGB.")
+            return np.array(image.convert("RGB"))
+        if self.bands is not None and image.dtype == self.bands.dtype != "uint8":
+            image = image.astype(np.float32)
+        self._check_kind(image, channels=-1)
+        return image
+
+    def _check_kind(self, images: np.ndarray | Tensor, channels: int) -> None:
+        count = 3 if self.bands is None else len(self.bands.names)
+        dtype = "uint8" if self.bands is None or self.bands.dtype == "uint8" else "float32"
+        if str(images.dtype).removeprefix("torch.") == dtype and images.ndim in (3, 4):
+            if images.shape[channels] == count:
+                return
+        axes = f"(H, W, {count}) or (B, H, W, {count})" if channels == -1 else f"({count}, H, W) or (B, {count}, H, W)"
+        kind = "uint8 RGB" if self.bands is None else str(self.bands)
+        raise ValueError(
+            f"Images must be {kind} of shape {axes}, got {images.dtype} of shape {tuple(images.shape)}. "
+            "Give them as they are: they are normalized inside."
+        )
 
 
 class Segmenter(BaseSegmenter):
@@ -75,6 +103,8 @@ class Segmenter(BaseSegmenter):
         protocol ([`~hf_segkd.evaluation.settings.InferenceProtocol`], *optional*): The whole image at a single scale
             by default.
         device (`str` or `torch.device`, *optional*): Where to move the model; by default it stays where it is.
+        bands ([`~hf_segkd.models.Bands`], *optional*): What the images hold, where that is more than the model reads:
+            a model of 8-bit RGB finds red, green and blue among them. By default what its processor says.
     """
 
     def __init__(
@@ -83,17 +113,19 @@ class Segmenter(BaseSegmenter):
         processor: BaseImageProcessor,
         protocol: InferenceProtocol = WHOLE,
         device: str | torch.device | None = None,
+        bands: Bands | None = None,
     ):
+        self.bands = bands if bands is not None else Bands.of(processor)
         self.model = model.eval() if device is None else model.to(device).eval()
         self.processor, self.protocol = processor, protocol
         self.id2label = dict(model.config.id2label)
         parameter = next(model.parameters(), torch.empty(0))
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.normalization = InputNormalization.from_processor(processor).to(self.device)
+        self.normalization = InputNormalization.from_processor(processor, self.bands).to(self.device)
         self.align_corners = upsamples_with_align_corners(model.config)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """What the model takes, `pixel_values` (B, 3, H, W), of uint8 RGB images (B, 3, H, W)."""
+        """What the model takes, `pixel_values` (B, C, H, W), of images (B, C, H, W) as they are stored."""
         return self.normalization(images.to(self.device)).to(self.dtype)
 
     @torch.inference_mode()
@@ -106,12 +138,3 @@ class Segmenter(BaseSegmenter):
 def default_device() -> str:
     """`"cuda"` where there is a GPU, else `"cpu"`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _check_kind(images: np.ndarray | Tensor, channels: int) -> None:
-    axes = "(H, W, 3) or (B, H, W, 3)" if channels == -1 else "(3, H, W) or (B, 3, H, W)"
-    if images.dtype not in (np.uint8, torch.uint8) or images.ndim not in (3, 4) or images.shape[channels] != 3:
-        raise ValueError(
-            f"Images must be uint8 RGB of shape {axes}, got {images.dtype} of shape {tuple(images.shape)}. "
-            "Give them as they are: they are normalized inside."
-        )

@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import PreTrainedModel
 
+from hf_segkd.models import input_channels
+
 # Of a map's largest value: float32 moves by 1e-6, bfloat16 in a hundred layers by 3e-2, and tf32 less. Where
 # folding is wrong, values move by as much as they are.
 TOLERANCE, ROUGH_TOLERANCE = 1e-4, 1e-1
@@ -32,7 +34,8 @@ def folded_batch_norms(model: PreTrainedModel, size: tuple[int, int]) -> Iterato
     Yields:
         `int`: Number of batch norms folded.
     """
-    images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
+    shape = 1, input_channels(model.config), *size
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
     replaced = {}
     try:
         with torch.no_grad():

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hf_segkd.loading.patches import check_input_size, state_maps
 from hf_segkd.loading.universal import UNIVERSAL_MODELS, query_logits, semantic_task
-from hf_segkd.models import MODELS, SegmentationOutput
+from hf_segkd.models import MODELS, SegmentationOutput, input_channels
 
 # The only place where the inside of a native model is named: the module whose output its classifier reads.
 FEATURE_MODULES = {
@@ -136,7 +136,7 @@ def output_shapes(model: PreTrainedModel, size: tuple[int, int]) -> dict[str, to
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        crop = torch.zeros(1, 3, *size, device=model.device, dtype=model.dtype)
+        crop = torch.zeros(1, input_channels(model.config), *size, device=model.device, dtype=model.dtype)
         output = model(pixel_values=crop, output_hidden_states=True)
     finally:
         for module, mode in training.items():

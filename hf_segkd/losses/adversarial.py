@@ -14,7 +14,6 @@ from hf_segkd.losses.skd import PairwiseLoss
 from hf_segkd.models.outputs import SegmentationOutput
 from hf_segkd.values import check_positive, check_value
 
-IMAGE_CHANNELS = 3
 ORDERS = {"student_first": ("student", "teacher"), "teacher_first": ("teacher", "student")}
 Objective = Literal["hinge", "wgan-gp"]
 Order = Literal["student_first", "teacher_first"]
@@ -97,7 +96,7 @@ class AdversarialLoss(DistillationLoss):
         self.optimizer_name, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
         self.constant_learning_rate = constant_learning_rate
         self.condition_on_image = condition_on_image
-        channels = self.student_channels + IMAGE_CHANNELS * condition_on_image
+        channels = self.student_channels + setup.image_channels * condition_on_image
         self.discriminator = Discriminator(channels, preprocessing)
         self.draws = SeededDraws(setup.seed)
 

@@ -27,6 +27,7 @@ class LossSetup:
         align_corners (`bool`, *optional*, defaults to `True`): How the student's logits are upsampled to the image,
             in training as in evaluation.
         seed (`int`, *optional*, defaults to `0`): Seed of everything that a loss draws for itself.
+        image_channels (`int`, *optional*, defaults to `3`): Channels of the images that the student reads.
     """
 
     student: dict[str, torch.Size]
@@ -35,6 +36,7 @@ class LossSetup:
     ignore_index: int = 255
     align_corners: bool = True
     seed: int = 0
+    image_channels: int = 3
 
 
 class DistillationLoss(nn.Module):
@@ -42,7 +44,7 @@ class DistillationLoss(nn.Module):
 
     `forward(student, teacher, labels)` gets two [`~hf_segkd.models.SegmentationOutput`]s, the teacher's detached,
     and labels `(B, H, W)` at image size. A loss whose `forward` has a fourth parameter `images` is also given the
-    images (B, 3, H, W), normalized for the student. It returns a scalar or a dict of named scalars, in the dtype it is
+    images (B, C, H, W), normalized for the student. It returns a scalar or a dict of named scalars, in the dtype it is
     given. The loss must stay finite and differentiable: with all pixels ignored, one image, unequal map sizes.
 
     Args:

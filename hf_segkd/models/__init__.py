@@ -12,6 +12,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, AutoImageProcessor
 
 from .backbones import BACKBONES, resolve_backbone
+from .bands import BYTE_RANGE, PIXEL_DTYPES, RGB, Bands
 from .compat import PreTrainedConfig
 from .image_processing import SegmentationImageProcessor
 from .normalization import InputNormalization
@@ -19,15 +20,21 @@ from .outputs import SegmentationOutput, segmentation_loss, upsamples_with_align
 
 __all__ = [
     "BACKBONES",
+    "BYTE_RANGE",
     "MODELS",
     "NETWORKS",
+    "PIXEL_DTYPES",
     "PROCESSORS",
     "PROCESSOR_FIELDS",
+    "RGB",
     "SHORT_NAMES",
+    "Bands",
     "InputNormalization",
     "SegmentationImageProcessor",
     "SegmentationOutput",
+    "channel_config",
     "default_processor",
+    "input_channels",
     "resolve_backbone",
     "segmentation_loss",
     "upsamples_with_align_corners",
@@ -107,3 +114,17 @@ def default_processor(config: PreTrainedConfig, **fields: Any) -> SegmentationIm
         raise ValueError(f"processor has no field {unknown[0]!r}. Its fields: {', '.join(PROCESSOR_FIELDS)}.")
     options = PROCESSORS.get(config.model_type, {}) | fields
     return SegmentationImageProcessor(**options, align_corners=upsamples_with_align_corners(config))
+
+
+def input_channels(config: PreTrainedConfig) -> int:
+    """Channels of the images that a model reads: its own `num_channels`, or its backbone's; 3 without either."""
+    holder = channel_config(config)
+    return 3 if holder is None else holder.num_channels
+
+
+def channel_config(config: PreTrainedConfig) -> PreTrainedConfig | None:
+    """The config that has the field `num_channels`: a model's own, or that of its backbone; `None` without either."""
+    fields = config.to_dict()
+    if "num_channels" in fields:
+        return config
+    return config.backbone_config if "num_channels" in (fields.get("backbone_config") or {}) else None

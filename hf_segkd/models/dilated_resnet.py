@@ -54,6 +54,7 @@ class DilatedResNetConfig(BackboneConfigMixin, DataclassConfig):
             even sizes then give maps one pixel larger.
         stem_pool (`bool`, *optional*, defaults to `True`): Whether a max-pool of stride 2 ends the stem. Without it
             the maps are twice as large, at strides 2, 2, 4, 4 and 4: for small images.
+        num_channels (`int`, *optional*, defaults to `3`): Channels of the images.
         out_features (`list[str]`, *optional*): Stages to return, of `"stem"`, `"stage1"` to `"stage4"`, in order.
         out_indices (`list[int]`, *optional*): The same by number, 0 to 4; the last stage if neither is given.
 
@@ -71,6 +72,7 @@ class DilatedResNetConfig(BackboneConfigMixin, DataclassConfig):
     first_dilation: str = "half"
     ceil_mode: bool = False
     stem_pool: bool = True
+    num_channels: int = 3
 
     def __post_init__(self, **kwargs):
         self.depths, self.hidden_sizes = tuple(self.depths), tuple(self.hidden_sizes)
@@ -115,9 +117,9 @@ class DilatedResNetEmbedder(nn.Module):
         super().__init__()
         width = config.stem_width
         if config.stem == "deep":
-            layers = [(3, width, 3, 2), (width, width, 3, 1), (width, 2 * width, 3, 1)]
+            layers = [(config.num_channels, width, 3, 2), (width, width, 3, 1), (width, 2 * width, 3, 1)]
         else:
-            layers = [(3, width, 7, 2)]
+            layers = [(config.num_channels, width, 7, 2)]
         self.layers = nn.ModuleList(DilatedResNetConvNorm(*layer) for layer in layers)
         self.pool = nn.Identity()
         if config.stem_pool:
@@ -231,7 +233,7 @@ class DilatedResNetBackbone(BackboneMixin, PreTrainedModel):
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> BackboneOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized images of any size.
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalized images of any size.
             output_hidden_states (`bool`, *optional*): Whether to return the maps of the stem and all stages.
             return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are not `None`.
 

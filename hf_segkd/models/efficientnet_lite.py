@@ -35,6 +35,7 @@ class EfficientNetLiteConfig(MobileBackboneConfig):
     Args:
         variant (`str`, *optional*, defaults to `"lite0"`): `"lite0"`, `"lite1"` or `"lite2"`.
         output_stride (`int`, *optional*, defaults to `8`): Stride of the last maps: 8, 16, or 32 as on ImageNet.
+        num_channels (`int`, *optional*, defaults to `3`): Channels of the images.
         out_features (`list[str]`, *optional*): Stages to return, of `"stem"`, `"stage1"` to `"stage7"`, in order.
         out_indices (`list[int]`, *optional*): The same by number; the last stage if neither is given.
 
@@ -46,6 +47,7 @@ class EfficientNetLiteConfig(MobileBackboneConfig):
 
     variant: str = "lite0"
     output_stride: int = 8
+    num_channels: int = 3
 
     @property
     def stage_depths(self) -> list[int]:
@@ -115,7 +117,7 @@ class EfficientNetLiteBackbone(MobileBackbone):
 
     def __init__(self, config: EfficientNetLiteConfig):
         super().__init__(config)
-        self.conv_stem = ConvNormAct(3, STEM_CHANNELS, 3, stride=2, activation=nn.ReLU6)
+        self.conv_stem = ConvNormAct(config.num_channels, STEM_CHANNELS, 3, stride=2, activation=nn.ReLU6)
         self.layer = nn.ModuleList()
         self.stage_ends = []
         in_channels, reached, dilation = STEM_CHANNELS, 2, 1

@@ -31,6 +31,7 @@ class ESPNetConfig(DataclassConfig):
             (p and q in the paper), at least 1.
         use_decoder (`bool`, *optional*, defaults to `True`): `True` is ESPNet, which needs at least 5 classes; `False`
             is ESPNet-C, a classifier on the encoder.
+        num_channels (`int`, *optional*, defaults to `3`): Channels of the images.
         align_corners (`bool`, *optional*, defaults to `True`): How logits below image size are upsampled.
         semantic_loss_ignore_index (`int`, *optional*, defaults to `255`): Label that the loss skips.
 
@@ -43,6 +44,7 @@ class ESPNetConfig(DataclassConfig):
     hidden_sizes: tuple[int, ...] | list[int] = (16, 64, 128)
     depths: tuple[int, ...] | list[int] = (2, 8)
     use_decoder: bool = True
+    num_channels: int = 3
     align_corners: bool = True
     semantic_loss_ignore_index: int = 255
 
@@ -123,8 +125,8 @@ class ESPNetEncoder(nn.Module):
     def __init__(self, config: ESPNetConfig):
         super().__init__()
         stem, middle, last = config.hidden_sizes
-        self.channels = [stem + 3, 2 * middle + 3, 2 * last]
-        self.stem = ESPNetConvNormAct(3, stem, stride=2)
+        self.channels = [stem + config.num_channels, 2 * middle + config.num_channels, 2 * last]
+        self.stem = ESPNetConvNormAct(config.num_channels, stem, stride=2)
         self.pool = nn.AvgPool2d(kernel_size=3, stride=2, padding=1)
         self.norms = nn.ModuleList(ESPNetNormAct(channels) for channels in self.channels)
         self.stages = nn.ModuleList(
@@ -245,7 +247,7 @@ class ESPNetForSemanticSegmentation(PreTrainedModel):
     ) -> SegmentationOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Images as the model's processor gives them.
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Images as the model's processor gives them.
             labels (`torch.Tensor` of shape `(B, H, W)`, *optional*): Class ids; the loss is on the logits alone.
             output_hidden_states (`bool`, *optional*): Whether to return the encoder's maps.
             return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are not `None`.

@@ -25,6 +25,7 @@ class ESPNetv2Config(DataclassConfig):
             down-sampler, at least 1.
         pyramid_size (`int`, *optional*): Channels inside the decoder's pyramids, which the classifier reads. `None` is
             the original's rule, half the classes and at most 16: 10 for Cityscapes and Pascal VOC, 1 for two classes.
+        num_channels (`int`, *optional*, defaults to `3`): Channels of the images.
         align_corners (`bool`, *optional*, defaults to `True`): How logits are upsampled by whoever resizes them.
         semantic_loss_ignore_index (`int`, *optional*, defaults to `255`): Label that the loss skips.
 
@@ -37,6 +38,7 @@ class ESPNetv2Config(DataclassConfig):
     width: float | int = 1.0
     depths: tuple[int, ...] | list[int] = (3, 7)
     pyramid_size: int | None = None
+    num_channels: int = 3
     align_corners: bool = True
     semantic_loss_ignore_index: int = 255
 
@@ -89,7 +91,7 @@ class ESPNetv2ForSemanticSegmentation(PreTrainedModel):
 
     def __init__(self, config: ESPNetv2Config):
         super().__init__(config)
-        self.encoder = ESPNetv2Encoder(config.hidden_sizes, config.depths)
+        self.encoder = ESPNetv2Encoder(config.hidden_sizes, config.depths, config.num_channels)
         self.decode_head = ESPNetv2Decoder(config.hidden_sizes, config.pyramid_size, config.num_labels)
         self.post_init()
 
@@ -110,7 +112,7 @@ class ESPNetv2ForSemanticSegmentation(PreTrainedModel):
     ) -> SegmentationOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Images as the model's processor gives them.
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Images as the model's processor gives them.
             labels (`torch.Tensor` of shape `(B, H, W)`, *optional*): Class ids.
             output_hidden_states (`bool`, *optional*): Whether to return the encoder's maps.
             return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are not `None`.

@@ -86,11 +86,11 @@ class ESPNetv2Block(SpatialPyramid):
 class Downsample(nn.Module):
     """Average and strided pyramid side by side, plus the image at that size."""
 
-    def __init__(self, in_channels: int, out_channels: int, limit: int):
+    def __init__(self, in_channels: int, out_channels: int, limit: int, image_channels: int):
         super().__init__()
         self.pool = nn.AvgPool2d(kernel_size=3, stride=2, padding=1)
         self.block = SpatialPyramid(in_channels, out_channels - in_channels, stride=2, limit=limit)
-        self.image = nn.Sequential(ConvNormAct(3, 3, 3), ConvNorm(3, out_channels, 1))
+        self.image = nn.Sequential(ConvNormAct(image_channels, 3, 3), ConvNorm(3, out_channels, 1))
         self.activation = nn.PReLU(out_channels)
 
     def forward(self, x: Tensor, pooled_image: Tensor) -> Tensor:
@@ -99,9 +99,9 @@ class Downsample(nn.Module):
 
 
 class ESPNetv2Stage(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, depth: int, limits: tuple[int, int]):
+    def __init__(self, in_channels: int, out_channels: int, depth: int, limits: tuple[int, int], image_channels: int):
         super().__init__()
-        self.downsample = Downsample(in_channels, out_channels, limits[0])
+        self.downsample = Downsample(in_channels, out_channels, limits[0], image_channels)
         self.layers = nn.ModuleList(ESPNetv2Block(out_channels, limits[1]) for _ in range(depth))
 
     def forward(self, x: Tensor, pooled_image: Tensor) -> Tensor:
@@ -114,14 +114,15 @@ class ESPNetv2Stage(nn.Module):
 class ESPNetv2Encoder(nn.Module):
     """Four maps at strides 2, 4, 8 and 16; each stage reads the image again, pooled to its size."""
 
-    def __init__(self, hidden_sizes: list[int], depths: tuple[int, int]):
+    def __init__(self, hidden_sizes: list[int], depths: tuple[int, int], image_channels: int):
         super().__init__()
-        self.stem = ConvNormAct(3, hidden_sizes[0], 3, stride=2)
+        self.stem = ConvNormAct(image_channels, hidden_sizes[0], 3, stride=2)
         self.pool = nn.AvgPool2d(kernel_size=3, stride=2, padding=1)
         self.stages = nn.ModuleList()
         limits = zip(DOWNSAMPLE_LIMITS, BLOCK_LIMITS, strict=True)
         for index, (depth, limit) in enumerate(zip((0, *depths), limits, strict=True)):
-            self.stages.append(ESPNetv2Stage(hidden_sizes[index], hidden_sizes[index + 1], depth, limit))
+            widths = hidden_sizes[index : index + 2]
+            self.stages.append(ESPNetv2Stage(*widths, depth, limit, image_channels))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         pooled_image = self.pool(pixel_values)

@@ -167,7 +167,7 @@ class SegmentationModel(PreTrainedModel):
     ) -> SegmentationOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Images as the model's processor gives them. In
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Images as the model's processor gives them. In
                 training B must be at least 2: the heads' norms average over maps of one pixel.
             labels (`torch.Tensor` of shape `(B, H, W)`, *optional*): Class ids; the loss is on the logits, plus
                 `auxiliary_loss_weight` times that on the auxiliary ones.

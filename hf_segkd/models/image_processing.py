@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from .bands import Bands
 from .normalization import InputNormalization
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -26,14 +27,20 @@ class SegmentationImageProcessor(BaseImageProcessor):
         rescale_factor (`float`, *optional*, defaults to `1/255`): Factor of the 0..255 pixels.
         do_normalize (`bool`, *optional*, defaults to `True`): Whether to subtract `image_mean`, divide by `image_std`.
         image_mean (`Sequence[float]`, *optional*): Three values in the channel order that the model sees, in units of
-            the rescaled pixels. Defaults to ImageNet's.
+            the rescaled pixels; of each band where `bands` are given. Defaults to ImageNet's.
         image_std (`Sequence[float]`, *optional*): Same, > 0. Defaults to ImageNet's.
         do_flip_channel_order (`bool`, *optional*, defaults to `False`): Whether the model wants BGR.
         align_corners (`bool`, *optional*, defaults to `False`): How logits are upsampled, as in the model's config.
         size (`dict[str, int]`, *optional*): `{"height", "width"}` in pixels. `None` keeps each image's own size.
+        bands (`Sequence[str]`, *optional*): Names of the channels of images that are not 8-bit RGB: they are arrays
+            `(H, W, C)` then, their values as they are stored, and nothing is brought to another range.
+        pixel_dtype (`str`, *optional*, defaults to `"uint8"`): Type of these values; another one is refused.
+        pixel_range (`Sequence[float]`, *optional*): The values that a model of 8-bit pictures would see as 0 and 255.
+            For the record; this processor does not read it.
 
     Raises:
-        ValueError: Statistics that are not three values, a `std` not positive, or a `size` without both keys.
+        ValueError: Statistics that are not one value for each channel, a `std` not positive, a `size` without both
+            keys, or bands that are no [`~hf_segkd.models.Bands`].
     """
 
     model_input_names = ["pixel_values"]
@@ -48,6 +55,9 @@ class SegmentationImageProcessor(BaseImageProcessor):
         do_flip_channel_order: bool = False,
         align_corners: bool = False,
         size: dict[str, int] | None = None,
+        bands: Sequence[str] | None = None,
+        pixel_dtype: str = "uint8",
+        pixel_range: Sequence[float] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -61,6 +71,9 @@ class SegmentationImageProcessor(BaseImageProcessor):
         self.do_flip_channel_order = do_flip_channel_order
         self.align_corners = align_corners
         self.size = size
+        self.bands = None if bands is None else list(bands)
+        self.pixel_dtype = pixel_dtype
+        self.pixel_range = None if pixel_range is None else list(pixel_range)
         InputNormalization.from_processor(self)
 
     def preprocess(
@@ -71,17 +84,23 @@ class SegmentationImageProcessor(BaseImageProcessor):
         Args:
             images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of these): PIL images of any mode, uint8
                 arrays `(H, W, 3)` or `(3, H, W)`. Where both readings fit, arrays are channels-last, tensors first.
+                With `bands`, arrays `(H, W, C)` or tensors `(C, H, W)` of `pixel_dtype`; `(H, W)` for a single band.
             segmentation_maps (same types, *optional*): Class ids, `(H, W)` each; a palette image gives its indices.
                 Resized by nearest neighbor only.
             return_tensors (`str`, *optional*): `"pt"` or `"np"` to stack the batch; `None` for lists of tensors.
 
         Returns:
-            `BatchFeature`: `pixel_values`, float32 `(3, H, W)` each, and `labels`, int64 `(H, W)` each, with maps.
+            `BatchFeature`: `pixel_values`, float32 `(C, H, W)` each, and `labels`, int64 `(H, W)` each, with maps.
 
         Raises:
             ValueError: Images that are not RGB bytes, maps that do not fit their images, or unequal sizes to stack.
         """
-        images = [_to_image(image) for image in _to_list(images, single_ndim=3)]
+        bands = Bands.of(self)
+        if bands is None:
+            images = [_to_image(image) for image in _to_list(images, single_ndim=3)]
+        else:
+            flat = not isinstance(images, list | tuple) and np.ndim(images) == 2
+            images = [_to_bands(image, bands) for image in _to_list(images, single_ndim=2 if flat else 3)]
         normalization = InputNormalization.from_processor(self)
         data = {"pixel_values": [normalization(self._resize(image[None], "bilinear"))[0] for image in images]}
         if segmentation_maps is not None:
@@ -146,6 +165,8 @@ def _to_list(items: Any, single_ndim: int) -> list:
 def _to_image(image: Any) -> Tensor:
     """uint8 `(3, H, W)` RGB."""
     if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"A picture of mode {image.mode} holds more than 8 bits, which would be cut off.")
         image = np.array(image.convert("RGB"))
     channels_first = isinstance(image, Tensor)
     pixels = torch.as_tensor(image)
@@ -156,6 +177,20 @@ def _to_image(image: Any) -> Tensor:
         )
     first, last = pixels.shape[0] == 3, pixels.shape[-1] == 3
     return pixels if first and (channels_first or not last) else pixels.permute(2, 0, 1)
+
+
+def _to_bands(image: Any, bands: Bands) -> Tensor:
+    """`(C, H, W)`: bytes as they are, other values as float32, which holds 16 bits exactly."""
+    if isinstance(image, Tensor):
+        image = image.movedim(0, -1).numpy() if image.ndim == 3 else image.numpy()
+    array = np.asarray(image)
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[-1] != len(bands.names) or array.dtype != bands.dtype:
+        raise ValueError(
+            f"An image must be an array (H, W, {len(bands.names)}) of {bands.dtype}, the bands "
+            f"{', '.join(bands.names)} as they are stored; got {array.dtype} of shape {array.shape}."
+        )
+    return torch.from_numpy(array if bands.dtype == "uint8" else array.astype(np.float32)).permute(2, 0, 1)
 
 
 def _to_map(segmentation_map: Any) -> Tensor:

@@ -113,7 +113,7 @@ class MobileBackbone(BackboneMixin, PreTrainedModel):
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> BackboneOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized images of any size.
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalized images of any size.
             output_hidden_states (`bool`, *optional*): Whether to return the maps of all stages.
             return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are not `None`.
 

@@ -24,6 +24,7 @@ class MobileNetV2Config(MobileBackboneConfig):
         dilate_first_block_only (`bool`, *optional*, defaults to `False`): `False` lets the first block of a stage keep
             the dilation of the stage before, and the others use the stage's own (1, 1, 2, 2, 4, 4). `True` gives it to
             the first block alone, the others have none: the layout of CIRKD's second version (ssseg).
+        num_channels (`int`, *optional*, defaults to `3`): Channels of the images.
         out_features (`list[str]`, *optional*): Stages to return, of `"stem"`, `"stage1"` to `"stage6"`, in order.
         out_indices (`list[int]`, *optional*): The same by number; the last stage if neither is given.
 
@@ -34,6 +35,7 @@ class MobileNetV2Config(MobileBackboneConfig):
     model_type = "segkd_mobilenetv2"
 
     dilate_first_block_only: bool = False
+    num_channels: int = 3
 
     @property
     def stage_channels(self) -> list[int]:
@@ -41,10 +43,10 @@ class MobileNetV2Config(MobileBackboneConfig):
 
 
 class MobileNetV2Stem(nn.Module):
-    def __init__(self):
+    def __init__(self, num_channels: int):
         super().__init__()
         width, out_channels = STEM_CHANNELS
-        self.first_conv = ConvNormAct(3, width, 3, stride=2, activation=nn.ReLU6)
+        self.first_conv = ConvNormAct(num_channels, width, 3, stride=2, activation=nn.ReLU6)
         self.conv_3x3 = ConvNormAct(width, width, 3, groups=width, activation=nn.ReLU6)
         self.reduce_1x1 = ConvNormAct(width, out_channels, 1)
 
@@ -69,7 +71,7 @@ class MobileNetV2Backbone(MobileBackbone):
 
     def __init__(self, config: MobileNetV2Config):
         super().__init__(config)
-        self.conv_stem = MobileNetV2Stem()
+        self.conv_stem = MobileNetV2Stem(config.num_channels)
         self.layer = nn.ModuleList()
         in_channels, previous = STEM_CHANNELS[-1], 1
         for channels, depth, stride, dilation in STAGES:

@@ -51,6 +51,7 @@ class MobileNetV3Config(MobileBackboneConfig):
 
     Args:
         variant (`str`, *optional*, defaults to `"large"`): `"small"` or `"large"`.
+        num_channels (`int`, *optional*, defaults to `3`): Channels of the images.
         out_features (`list[str]`, *optional*): Stages to return, of `"stem"`, `"stage1"` to `"stage5"` (small) or
             `"stage6"` (large), in order.
         out_indices (`list[int]`, *optional*): The same by number; the last stage if neither is given.
@@ -62,6 +63,7 @@ class MobileNetV3Config(MobileBackboneConfig):
     model_type = "segkd_mobilenetv3"
 
     variant: str = "large"
+    num_channels: int = 3
 
     @property
     def stage_ends(self) -> list[int]:
@@ -153,7 +155,9 @@ class MobileNetV3Backbone(MobileBackbone):
 
     def __init__(self, config: MobileNetV3Config):
         super().__init__(config)
-        self.conv_stem = MobileNetV3SamePaddingLayer(3, STEM_CHANNELS, 3, stride=2, activation=nn.Hardswish)
+        self.conv_stem = MobileNetV3SamePaddingLayer(
+            config.num_channels, STEM_CHANNELS, 3, stride=2, activation=nn.Hardswish
+        )
         self.layer = nn.ModuleList()
         in_channels, reached, dilation = STEM_CHANNELS, 2, 1
         for row in BLOCKS[config.variant]:

@@ -44,6 +44,7 @@ class MobileViTConfig(MobileBackboneConfig):
         depths (`tuple[int, ...]`, *optional*, defaults to `(2, 4, 3)`): Layers of each transformer, at least 1.
         num_attention_heads (`int`, *optional*, defaults to `4`): Heads of each attention.
         expand_ratio (`int`, *optional*, defaults to `4`): Expansion inside an inverted residual, at least 1.
+        num_channels (`int`, *optional*, defaults to `3`): Channels of the images.
         out_features (`list[str]`, *optional*): Stages to return, of `"stem"`, `"stage1"` to `"stage6"`, in order.
         out_indices (`list[int]`, *optional*): The same by number; the last stage if neither is given.
 
@@ -58,6 +59,7 @@ class MobileViTConfig(MobileBackboneConfig):
     depths: tuple[int, ...] | list[int] = (2, 4, 3)
     num_attention_heads: int = 4
     expand_ratio: int = 4
+    num_channels: int = 3
 
     @property
     def stage_channels(self) -> list[int]:
@@ -236,7 +238,7 @@ class MobileViTBackbone(MobileBackbone):
 
     def __init__(self, config: MobileViTConfig):
         super().__init__(config)
-        self.conv_stem = ConvNormAct(3, STEM_CHANNELS, 3, stride=2, activation=nn.SiLU)
+        self.conv_stem = ConvNormAct(config.num_channels, STEM_CHANNELS, 3, stride=2, activation=nn.SiLU)
         self.encoder = MobileViTEncoder(config)
         last = config.hidden_sizes[-1]
         self.conv_1x1_exp = ConvNormAct(last, 4 * last, 1, activation=nn.SiLU)

@@ -18,6 +18,7 @@ from hf_segkd.data import DatasetSpec
 from hf_segkd.evaluation.profiling import count_macs, hardware_name, peak_memory_mib
 from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import WHOLE, Segmenter
+from hf_segkd.models import Bands
 from hf_segkd.training.trainer import DistillationTrainer
 
 
@@ -119,7 +120,8 @@ def model_costs(model: PreTrainedModel, size: tuple[int, int]) -> dict:
 
 
 def _teacher_scores(trainer: DistillationTrainer, spec: DatasetSpec) -> dict:
-    segmenter = Segmenter(trainer.teacher, trainer.teacher_processing_class, device=trainer.args.device)
+    how = {"device": trainer.args.device, "bands": Bands.of(trainer.processing_class)}
+    segmenter = Segmenter(trainer.teacher, trainer.teacher_processing_class, **how)
     try:
         evaluation = evaluate(
             segmenter,

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from dataset_builders import DATASETS
 from hf_segkd.data.specs import UNKNOWN_LICENSE
@@ -68,6 +69,7 @@ def model_card(folder: str | Path, repo_id: str | None = None, branch: str | Non
         "figures": [(path, caption) for path, caption in FIGURES.items() if (folder / path).is_file()],
         "class_table": markdown_table(["class", *class_columns], class_rows, numbers=True),
         **_usage(folder, repo_id, branch),
+        "bands": _bands(_read_json(folder / IMAGE_PROCESSOR_NAME)),
         "facts": _training(report, recipe) + _changes(folder, recipe),
         "recipe": recipe_text,
         "fence": fence(recipe_text),
@@ -219,8 +221,9 @@ def _usage(folder: Path, repo_id: str | None, branch: str | None) -> dict:
     remote = any(path.suffix == ".py" for path in folder.iterdir())
     revision = f", revision={json.dumps(branch)}" if branch else ""
     extra = revision + (", trust_remote_code=True" if remote else "")
-    sample, where = "figures/sample.png", json.dumps(repo_id or ".")
-    needs = "Needs `torch`, `transformers` and `pillow`"
+    bands = _read_json(folder / IMAGE_PROCESSOR_NAME).get("bands")
+    sample, where = "figures/sample.npy" if bands else "figures/sample.png", json.dumps(repo_id or ".")
+    needs = "Needs `torch`, `transformers` and " + ("`numpy`" if bands else "`pillow`")
     needs += ": the model's code is in this folder." if remote else " only."
     needs += "" if repo_id else " The snippets run in this folder."
     if remote:
@@ -231,6 +234,20 @@ def _usage(folder: Path, repo_id: str | None, branch: str | None) -> dict:
         "load_arguments": f"model={where}{extra}",
         "load_arguments_positional": f"{where}{extra}",
         "image": f'hf_hub_download({where}, "{sample}"{revision})' if repo_id else f'"{sample}"',
+    }
+
+
+def _bands(processor: dict) -> dict | None:
+    """What images hold that are not 8-bit RGB, for the card: one row for each band."""
+    if not processor.get("bands"):
+        return None
+    statistics = zip(processor["bands"], processor["image_mean"], processor["image_std"], strict=True)
+    return {
+        "dtype": processor["pixel_dtype"],
+        "count": len(processor["bands"]),
+        "range": [f"{value:g}" for value in processor.get("pixel_range") or ()],
+        "divided": processor["do_rescale"],
+        "rows": [[name, f"{mean:.6g}", f"{std:.6g}"] for name, mean, std in statistics],
     }
 
 

@@ -1,4 +1,4 @@
-"""Pictures: class ids as colors, overlays, and comparisons side by side with a legend. No torch."""
+"""Pictures: images of any bands, class ids as colors, overlays, comparisons side by side with a legend. No torch."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,28 @@ Palette = Sequence[tuple[int, int, int]]
 _CELL = 256  # width of one picture in a comparison, pixels
 _GAP = 8
 _FONT_SIZE = 14
+_SHOWN = 2, 98  # percent of the pixels that are darker than black and white of a picture
+
+
+def visible(image: np.ndarray, names: Sequence[str] = ()) -> Image.Image:
+    """A picture of an image, for people: nothing is computed from it.
+
+    Args:
+        image (`np.ndarray`): Pixels (H, W, C). Without names they are 8-bit RGB, and shown as they are.
+        names (`Sequence[str]`, *optional*): Its bands. Shown are red, green and blue where all are there, else the
+            first three, else the first as gray; each stretched from its 2nd to its 98th percentile.
+    """
+    if not names:
+        return Image.fromarray(image)
+    shown = [names.index(color) for color in ("red", "green", "blue") if color in names]
+    if len(shown) < 3:
+        shown = range(3) if len(names) >= 3 else [0, 0, 0]
+    channels = []
+    for channel in (image[..., index].astype(np.float32) for index in shown):
+        low, high = np.percentile(channel, _SHOWN)
+        stretched = (channel - low) / max(high - low, np.finfo(np.float32).tiny)
+        channels.append((255 * stretched).round().clip(0, 255).astype(np.uint8))
+    return Image.fromarray(np.stack(channels, axis=-1))
 
 
 def colorize(

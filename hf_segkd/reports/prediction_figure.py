@@ -11,7 +11,7 @@ from hf_segkd.data import DatasetSpec
 from hf_segkd.data.sampling import evenly_spread
 from hf_segkd.evaluation.scoring import predictions
 from hf_segkd.evaluation.segmenter import BaseSegmenter
-from hf_segkd.reports.pictures import colorize, side_by_side
+from hf_segkd.reports.pictures import colorize, side_by_side, visible
 
 
 def prediction_figure(
@@ -33,8 +33,9 @@ def prediction_figure(
     chosen = Subset(dataset, indices)
     rows: list[dict[str, Image.Image]] = [{} for _ in chosen]
     for title, segmenter in segmenters.items():
+        names = segmenter.bands.names if segmenter.bands else ()
         for row, (image, labels, predicted) in zip(rows, predictions(segmenter, chosen), strict=True):
-            row.setdefault("image", Image.fromarray(image.permute(1, 2, 0).numpy()))
+            row.setdefault("image", visible(image.permute(1, 2, 0).numpy(), names))
             row.setdefault("label", colorize(labels.cpu().numpy(), spec.palette))
             row[title] = colorize(predicted.cpu().numpy(), spec.palette)
     return side_by_side(rows, spec.labels, spec.palette)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
 from torch.utils.data import Dataset
@@ -28,6 +29,8 @@ from hf_segkd.training.checkpoints import remove_checkpoints, write_failure
 from hf_segkd.training.finished_run import METRICS_FILE
 from hf_segkd.training.resume import EARLIER_RECIPE, RECIPE_FILE, differences, without_location
 from hf_segkd.training.trainer import DistillationTrainer
+
+SAMPLE_SIDE = 512  # pixels, of the card's sample
 
 
 def evaluation_figures(
@@ -140,12 +143,13 @@ def optional(what: str, again: str) -> Iterator[None]:
 
 
 def write_figures(trainer: DistillationTrainer, spec: DatasetSpec, folder: Path) -> None:
-    """Write `predictions.png` and `sample.png`, a small image for the card's snippets."""
+    """Write `predictions.png` and `sample.png`, or `sample.npy` of bands, a small image for the card's snippets."""
     folder.mkdir(parents=True, exist_ok=True)
     device = trainer.args.device
     segmenters = {"student": Segmenter(trainer.student, trainer.processing_class, device=device)}
     if trainer.teacher is not None:
-        teacher = Segmenter(trainer.teacher, trainer.teacher_processing_class, device=device)
+        bands = segmenters["student"].bands
+        teacher = Segmenter(trainer.teacher, trainer.teacher_processing_class, device=device, bands=bands)
         segmenters = {"teacher": teacher, **segmenters}
     try:
         figure = prediction_figure(segmenters, trainer.eval_dataset, spec)
@@ -153,8 +157,13 @@ def write_figures(trainer: DistillationTrainer, spec: DatasetSpec, folder: Path)
         print(f"predictions.png is drawn without the teacher: {error}")
         figure = prediction_figure({"student": segmenters["student"]}, trainer.eval_dataset, spec)
     figure.save(folder / "predictions.png")
-    sample = Image.fromarray(trainer.eval_dataset[0]["pixel_values"].permute(1, 2, 0).numpy())
-    sample.thumbnail((512, 512))  # for the card's snippets, not for study
+    bands = segmenters["student"].bands
+    pixels = trainer.eval_dataset[0]["pixel_values"].permute(1, 2, 0).numpy()
+    if bands is not None:
+        np.save(folder / "sample.npy", pixels[:SAMPLE_SIDE, :SAMPLE_SIDE].astype(bands.dtype))
+        return
+    sample = Image.fromarray(pixels)
+    sample.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE))  # for the card's snippets, not for study
     sample.save(folder / "sample.png")
 
 

@@ -17,6 +17,7 @@ from hf_segkd.evaluation.confusion import confusion_matrix, scores
 from hf_segkd.evaluation.scoring import predictions
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.losses import Weight
+from hf_segkd.models import Bands
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,9 @@ class CheckTeacher(TrainerCallback):
         trainer, dataset = self.trainer, self.trainer.eval_dataset
         self.images = min(self.images, len(dataset))
         chosen = Subset(dataset, evenly_spread(len(dataset), self.images))
-        segmenter = Segmenter(trainer.teacher, trainer.teacher_processing_class, device=trainer.args.device)
+        bands = Bands.of(trainer.processing_class)
+        how = {"device": trainer.args.device, "bands": bands}
+        segmenter = Segmenter(trainer.teacher, trainer.teacher_processing_class, **how)
         matrix = 0
         try:
             for _, labels, predicted in predictions(segmenter, chosen):

@@ -272,7 +272,7 @@ def check_data(
         return []
     limit = SAMPLE if how == "sample" else None
     limits = {spec.train_split: None if skip_unreadable else limit, spec.eval_split: limit}
-    problems = find_problems(splits, dataset.label_map, spec.num_labels, limits)
+    problems = find_problems(splits, dataset.label_map, spec.num_labels, limits, dataset.bands)
     problems += find_leaks(splits)
     train = [problem for problem in problems if problem.split == spec.train_split]
     skipped = {problem.index for problem in train if problem.kind == "unreadable"} if skip_unreadable else set()

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from hf_segkd.loading.native import output_shapes
 from hf_segkd.losses import Weight, WeightSchedule, build_losses, build_schedules
 from hf_segkd.losses.base import LossSetup
-from hf_segkd.models import InputNormalization, SegmentationOutput, upsamples_with_align_corners
+from hf_segkd.models import InputNormalization, SegmentationOutput, input_channels, upsamples_with_align_corners
 from hf_segkd.training.config import DistillationConfig
 
 
@@ -33,7 +33,7 @@ class Distiller(nn.Module):
         losses (`dict[str, DistillationLoss]`): Losses by the name they are logged under.
         weights (`dict[str, float | dict[str, float]]`, *optional*): Weight of each loss, or of each of its terms;
             1 where none is given.
-        normalization (`InputNormalization`, *optional*): From uint8 RGB to what the student was made for; the
+        normalization (`InputNormalization`, *optional*): From stored pixels to what the student was made for; the
             default leaves the input as it is.
         schedules (`dict[str, WeightSchedule]`, *optional*): How the weights of these losses change over time. The
             buffer `progress`, a scalar from 0 to 1, is the time: the trainer sets it before each step.
@@ -59,6 +59,7 @@ class Distiller(nn.Module):
         self.losses = losses if isinstance(losses, nn.ModuleDict) else nn.ModuleDict(losses)
         self.weights = {name: 1.0 for name in self.losses} | (weights or {})
         self.normalization = normalization if normalization is not None else nn.Identity()
+        self.image_dtype = normalization.dtype if normalization is not None else torch.uint8
         self.schedules = schedules or {}
         self.given_images = {name for name, x in self.losses.items() if "images" in signature(x.forward).parameters}
         # A tensor, so that a compiled step is not compiled again for each value.
@@ -141,6 +142,7 @@ def loss_setup(
         ignore_index=ignore_index,
         align_corners=upsamples_with_align_corners(student.config),
         seed=seed,
+        image_channels=input_channels(student.config),
     )
 
 

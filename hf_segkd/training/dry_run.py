@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from hf_segkd.data.sampling import evenly_spread
 from hf_segkd.loading.patches import PATCH_SEQUENCES, check_input_size
+from hf_segkd.models import input_channels
 
 SAMPLE = 8  # validation images whose sizes are looked at
 
@@ -33,7 +34,8 @@ def check_forwards(distiller: nn.Module, batch: int, size: tuple[int, int], imag
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             student.train()
-            crops = torch.zeros(batch, 3, *size, dtype=torch.uint8, device=device)
+            channels = input_channels(student.config)
+            crops = torch.zeros(batch, channels, *size, dtype=distiller.image_dtype, device=device)
             _try(distiller, crops, _batch_advice(batch, size))
             student.eval()
             if image is not None:

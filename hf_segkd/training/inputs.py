@@ -7,8 +7,9 @@ import datasets
 
 from dataset_builders.opened import OpenedDataset
 from dataset_builders.unlabeled import unlabeled_images
-from hf_segkd.data import DatasetSpec, PhotometricJitter, SegmentationDataset, TrainTransform
+from hf_segkd.data import BandJitter, DatasetSpec, PhotometricJitter, SegmentationDataset, TrainTransform
 from hf_segkd.data.unlabeled import JoinedRows, UnlabeledRows
+from hf_segkd.models import Bands
 from hf_segkd.training.checks import check_data
 from hf_segkd.training.options import InputArguments
 
@@ -16,12 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingData(NamedTuple):
-    """Both datasets, the training images that were left out because they cannot be read, and those without labels."""
+    """Both datasets, the training images that were left out because they cannot be read, those without
+    labels, and the labeled ones whole."""
 
     train: SegmentationDataset
     validation: SegmentationDataset
     skipped: list[int]
     unlabeled: datasets.Dataset | None
+    whole_train: SegmentationDataset
 
 
 def training_data(arguments: InputArguments, dataset: OpenedDataset, seed: int) -> TrainingData:
@@ -30,23 +33,28 @@ def training_data(arguments: InputArguments, dataset: OpenedDataset, seed: int) 
     Raises:
         `ValueError`: For an unknown option, or anything that is wrong with the data.
     """
-    transform = _train_transform(arguments, dataset.spec)
+    transform = _train_transform(arguments, dataset.spec, dataset.bands)
     skipped = check_data(dataset, arguments.check_data, arguments.skip_unreadable)
     options = {"seed": seed, "skip": {dataset.spec.train_split: skipped}, "decoded_dir": arguments.cache_dir}
     train = dataset.training_set(transform, **options)
     unlabeled = None
+    if arguments.unlabeled and dataset.bands is not None:
+        raise ValueError("unlabeled: of bands, put images without a mask into the dataset's own images/ folder.")
     if arguments.unlabeled:
         unlabeled = unlabeled_images(arguments.unlabeled)
         train.dataset = JoinedRows(train.dataset, UnlabeledRows(unlabeled, dataset.spec.ignore_index))
         logger.info(
             "Training images: %d of the dataset, %d without labels.", len(train) - len(unlabeled), len(unlabeled)
         )
-    return TrainingData(train, dataset.evaluation_set(**options), skipped, unlabeled)
+    whole_train = dataset.evaluation_set(dataset.spec.train_split, **options)
+    return TrainingData(train, dataset.evaluation_set(**options), skipped, unlabeled, whole_train)
 
 
-def _train_transform(arguments: InputArguments, spec: DatasetSpec) -> TrainTransform:
+def _train_transform(arguments: InputArguments, spec: DatasetSpec, bands: Bands | None) -> TrainTransform:
+    if bands is not None and arguments.interpolation == "opencv":
+        raise ValueError("interpolation: opencv repeats what the originals do to 8-bit RGB. Leave it out for bands.")
     try:
-        jitter = PhotometricJitter(**arguments.jitter) if arguments.jitter else None
+        jitter = _jitter(arguments.jitter, bands) if arguments.jitter else None
     except TypeError:
         known = "brightness, contrast, saturation, hue"
         raise ValueError(f"jitter takes {known}, got {arguments.jitter!r}.") from None
@@ -59,3 +67,10 @@ def _train_transform(arguments: InputArguments, spec: DatasetSpec) -> TrainTrans
         jitter=jitter,
         interpolation=arguments.interpolation,
     )
+
+
+def _jitter(strengths: dict[str, float], bands: Bands | None) -> PhotometricJitter | BandJitter:
+    if bands is None:
+        return PhotometricJitter(**strengths)
+    scale = None if bands.pixel_range is None else bands.pixel_range[1] - bands.pixel_range[0]
+    return BandJitter(**strengths, scale=scale)

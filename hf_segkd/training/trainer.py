@@ -19,7 +19,7 @@ from hf_segkd.loading.class_map import class_names, map_classes
 from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
 from hf_segkd.loading.pretrained import processor_of
-from hf_segkd.models import InputNormalization, SegmentationOutput, upsamples_with_align_corners
+from hf_segkd.models import Bands, InputNormalization, SegmentationOutput, upsamples_with_align_corners
 from hf_segkd.training.advice import CheckTeacher, OneClass, Warnings
 from hf_segkd.training.argument_checks import check_arguments
 from hf_segkd.training.callbacks import ModelEMA, SaveOnSignal, SetEpoch, SetProgress
@@ -50,8 +50,9 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
         teacher (`PreTrainedModel`, *optional*): From the same function; `None` trains with the labels alone.
         args (`DistillationConfig`): Training arguments and losses.
         losses (`dict[str, DistillationLoss]`, *optional*): Your own modules; defaults to those of `args.losses`.
-        train_dataset, eval_dataset (`torch.utils.data.Dataset`): Items with uint8 RGB `pixel_values` (3, h, w) and
-            int64 `labels` (h, w), e.g. [`~hf_segkd.data.SegmentationDataset`], `teacher_logits` with a stored one.
+        train_dataset, eval_dataset (`torch.utils.data.Dataset`): Items with `pixel_values` (C, h, w) as they are
+            stored, mostly uint8 RGB, and int64 `labels` (h, w), e.g. [`~hf_segkd.data.SegmentationDataset`],
+            `teacher_logits` with a stored one.
         processing_class (*optional*): The student's image processor; saved beside it.
         teacher_processing_class (*optional*): The teacher's; defaults to what was saved with the teacher.
         teacher_classes (`dict[str, str | list[str]]`, *optional*): Where names differ, which of the teacher's classes
@@ -156,7 +157,8 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
         self.teacher = zero_subnormals(teacher.requires_grad_(False).eval()).to(self.args.device, dtype)
         self.run_teacher = self.teacher
         self.teacher_processing_class = processing_class
-        self.teacher_normalization = InputNormalization.from_processor(processing_class).to(self.args.device)
+        images = Bands.of(self.processing_class)
+        self.teacher_normalization = InputNormalization.from_processor(processing_class, images).to(self.args.device)
 
     def train(self, *args, **kwargs):
         if self.average:

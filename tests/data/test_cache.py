@@ -108,7 +108,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_whole(tmp_path, mo
     """Half a cache would train on half of the images, or crash in the middle of the first epoch."""
     table, read = rows(), []
 
-    def stopping(example):
+    def stopping(example, bands):
         read.append(example)
         if len(read) > 2:
             raise StopAfterTwo
