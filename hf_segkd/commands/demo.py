@@ -23,6 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     from hf_segkd.deployment.demo_page import DemoPage, serve, write_space
     from hf_segkd.evaluation.segmenter import Segmenter, default_device
     from hf_segkd.loading.any_model import load_model
+    from hf_segkd.loading.bands import check_reads
+    from hf_segkd.models import Bands
 
     with readable_errors():
         if arguments.space:
@@ -31,7 +33,11 @@ def main(argv: list[str] | None = None) -> None:
         models = {"Teacher": arguments.teacher} if arguments.teacher else {}
         models["Student"] = arguments.student
         device = arguments.device or default_device()
-        segmenters = {title: Segmenter(*load_model(spec), device=device) for title, spec in models.items()}
+        loaded = {title: load_model(spec) for title, spec in models.items()}
+        bands = Bands.of(loaded["Student"][1])  # a teacher of RGB reads its colors among them
+        for title, (_, processor) in loaded.items():
+            check_reads(processor, bands, title.lower())
+        segmenters = {title: Segmenter(*pair, device=device, bands=bands) for title, pair in loaded.items()}
         page = DemoPage(segmenters)
     build = partial(page.build, examples())
     with readable_errors(ImportError, OSError):  # Gradio is not installed, or the port is taken

@@ -123,7 +123,7 @@ def needs_bands(picture: PIL.Image.Image) -> str | None:
         samples = picture.tag_v2.get(SAMPLES, 1)
         # What a file calls transparency is no band.
         bands = samples - (picture.tag_v2.get(EXTRA_SAMPLES, (0,))[0] in TRANSPARENCY)
-        if bands > 3:
+        if bands > 3 and picture.mode != "CMYK":
             return f"has {bands} bands: {advice(bands)}"
         if max(picture.tag_v2.get(BITS, (8,))) > 8:
             return f"holds {max(picture.tag_v2[BITS])}-bit values: {advice(samples)}"

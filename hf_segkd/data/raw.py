@@ -100,6 +100,8 @@ def orientation(picture: PIL.Image.Image) -> int:
     """EXIF orientation, 1 is upright. Of a PNG that is not decoded yet, only what stands before the pixels counts."""
     if picture.format == "PNG" and "exif" not in picture.info:
         return 1  # getexif() would decode the whole picture to look behind it
+    if picture.format == "TIFF":
+        return 1  # Pillow turns them itself, and gives the upright size from the start
     return picture.getexif().get(ORIENTATION, 1)
 
 

@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hf_segkd.data.pixels import misfit, read_pixels
+from hf_segkd.data.raw import Unreadable
 from hf_segkd.deployment.label_files import palette_of, upright
 from hf_segkd.evaluation.segmenter import BaseSegmenter
 from hf_segkd.loading.class_map import placeholders
-from hf_segkd.reports.pictures import overlay
+from hf_segkd.reports.pictures import overlay, visible
 
 _EXTRA = "pip install 'hf-segkd[demo]'"
 LONGEST_SIDE = 1024  # pixels; a phone's photo would take a CPU minutes
@@ -83,10 +85,11 @@ class DemoPage:
 
     Args:
         segmenters (`dict[str, BaseSegmenter]`): By title, in the order shown; one or more. One whose classes have no
-            names, as an original checkpoint's, takes those of the others.
+            names, as an original checkpoint's, takes those of the others. All take the same images; those of other
+            bands than 8-bit RGB are uploaded as files.
 
     Raises:
-        ValueError: No segmenter, or segmenters whose classes differ.
+        ValueError: No segmenter, or segmenters whose classes or images differ.
     """
 
     def __init__(self, segmenters: dict[str, BaseSegmenter]):
@@ -106,19 +109,43 @@ class DemoPage:
                 )
         self.palette = palette_of(self.id2label)
         self.segmenters = segmenters
-        for segmenter in segmenters.values():  # the first pass allocates, and would be shown as slow
-            segmenter(np.zeros((96, 96, 3), dtype=np.uint8))
+        self.bands = segmenters[first].bands
+        for title, segmenter in segmenters.items():
+            if segmenter.bands != self.bands:
+                raise ValueError(f"The models on one page must take the same images: {title} and {first} do not.")
+            # The first pass allocates, and would be shown as slow.
+            channels, dtype = (len(self.bands.names), self.bands.dtype) if self.bands else (3, "uint8")
+            segmenter(np.zeros((96, 96, channels), dtype=dtype))
 
-    def segment(self, picture: Image.Image) -> Segmented:
-        """Run every model on a picture, shrunk to [`LONGEST_SIDE`] where it is larger."""
-        image = upright(picture)
-        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
+    def segment(self, picture: Image.Image | str) -> Segmented:
+        """Run every model on a picture, or on the file of an image of bands, shrunk to [`LONGEST_SIDE`].
+
+        Raises:
+            ValueError: A file that cannot be read, or holds other bands.
+        """
+        pixels, image = self._open(picture)
         labels, milliseconds = {}, {}
         for title, segmenter in self.segmenters.items():
             start = time.perf_counter()
-            labels[title] = segmenter(image)
+            labels[title] = segmenter(pixels)
             milliseconds[title] = 1000 * (time.perf_counter() - start)
         return Segmented(image, labels, milliseconds)
+
+    def _open(self, picture: Image.Image | str) -> tuple[Image.Image | np.ndarray, Image.Image]:
+        """What the models take, and a picture of it; of bands that are too large, each n-th pixel."""
+        if self.bands is None:
+            image = upright(picture)
+            image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC)
+            return image, image
+        try:
+            array = read_pixels(picture)
+        except Unreadable as error:
+            raise ValueError(f"This file cannot be read: {error}.") from None
+        if wrong := misfit(array, self.bands):
+            raise ValueError(f"This image {wrong}.")
+        step = -(-max(array.shape[:2]) // LONGEST_SIDE)
+        array = np.ascontiguousarray(array[::step, ::step])
+        return array, visible(array, self.bands.names)
 
     def overlays(self, result: Segmented, opacity: float) -> list[Image.Image]:
         """The image under each model's colors; `opacity` from 0, the image alone, to 1, the colors alone."""
@@ -161,10 +188,13 @@ class DemoPage:
             raise ImportError(f"The demo page needs gradio: {_EXTRA}") from error
         titles = list(self.segmenters)
 
-        def show(picture: Image.Image | None, opacity: float) -> list:
+        def show(picture: Image.Image | str | None, opacity: float) -> list:
             if picture is None:
                 return [None, "", None, *[None] * len(titles), *titles]
-            result = self.segment(picture)
+            try:
+                result = self.segment(picture)
+            except ValueError as error:
+                raise gradio.Error(str(error)) from None
             return [
                 result,
                 self.summary(result),
@@ -182,8 +212,13 @@ class DemoPage:
             result = gradio.State()
             with gradio.Row():
                 with gradio.Column(scale=1):
-                    picture = gradio.Image(type="pil", label="Image", sources=["upload", "clipboard"], height=260)
-                    if examples:
+                    if self.bands is None:
+                        # As stored: gradio itself would make 16 bits 8.
+                        options = {"type": "pil", "image_mode": None, "sources": ["upload", "clipboard"]}
+                        picture = gradio.Image(label="Image", height=260, **options)
+                    else:
+                        picture = gradio.File(type="filepath", label=f"TIFF, .npy or PNG: {self.bands}")
+                    if examples and self.bands is None:
                         gradio.Examples([[example] for example in examples], picture, label="Examples")
                     opacity = gradio.Slider(0, 1, 0.5, step=0.05, label="Opacity of the classes")
                 with gradio.Column(scale=2):

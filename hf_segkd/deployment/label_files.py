@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from dataset_builders.files import walk
 from hf_segkd.data.colors import distinct_colors
+from hf_segkd.data.pixels import needs_bands
 from hf_segkd.reports.pictures import Palette, overlay
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -96,8 +97,8 @@ def find_images(sources: Sequence[str | Path], left_out: Collection[Path] = ()) 
     """Every image that files, folders and globs name, by its name without suffix, in order.
 
     Args:
-        sources (`Sequence[str | Path]`): Files; folders, searched through for image files; globs such as
-            `"a/**/*.png"`, whose `**` follows no links.
+        sources (`Sequence[str | Path]`): Files; folders, searched through for image files, or where there are none for
+            `.npy`; globs such as `"a/**/*.png"`, whose `**` follows no links.
         left_out (`Collection[Path]`, *optional*): Resolved paths that folders and globs do not mean, such as earlier
             label maps.
 
@@ -111,7 +112,9 @@ def find_images(sources: Sequence[str | Path], left_out: Collection[Path] = ()) 
         if Path(source).is_file():
             found = [Path(source)]
         else:
-            found = [path for path in _listed(source) if path.is_file() and path.resolve() not in left_out]
+            meant = [path for path in _listed(source) if path.is_file() and path.resolve() not in left_out]
+            pictures = [path for path in meant if path.suffix.lower() != ".npy"]
+            found = pictures if Path(source).is_dir() and pictures else meant
         if not found:
             raise ValueError(f"No image at '{source}'. Looked for a file, a folder with images, and a glob.")
         for path in found:
@@ -123,7 +126,7 @@ def find_images(sources: Sequence[str | Path], left_out: Collection[Path] = ()) 
 def _listed(source: str) -> list[Path]:
     if Path(source).is_dir():
         files = walk(Path(source), Path(source)).values()
-        return sorted(file.path for file in files if file.path.suffix.lower() in SUFFIXES)
+        return sorted(file.path for file in files if file.path.suffix.lower() in (*SUFFIXES, ".npy"))
     # Not the module glob: its ** follows links, also one that leads to a folder above.
     anchor = Path(source).anchor
     pattern = os.path.relpath(source, anchor) if anchor else source
@@ -135,7 +138,10 @@ def upright(picture: Image.Image) -> Image.Image:
 
     Raises:
         OSError: If its file is damaged.
+        ValueError: If it holds more than 8-bit RGB, which would be cut off.
     """
+    if reason := needs_bands(picture):
+        raise ValueError(f"The image {reason}. This model reads 8-bit RGB.")
     return ImageOps.exif_transpose(picture).convert("RGB")
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from helpers.noise import noise, rows
-from hf_segkd.data import SegmentationDataset, TrainTransform
+from hf_segkd.data import EvalTransform, SegmentationDataset, TrainTransform
 from hf_segkd.data.reading import StoredImage
 
 
@@ -66,3 +66,23 @@ def test_training_sees_the_same_pixels_from_encoded_and_decoded_rows():
     for index in range(6):
         a, b = encoded[index], whole[index]
         assert torch.equal(a["pixel_values"], b["pixel_values"]) and torch.equal(a["labels"], b["labels"])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "CMYK"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF"])
+def test_evaluation_reads_the_bits_that_pillow_converts(mode, form):
+    """Images are decoded by us since 16 bits are kept: ordinary pictures, turned ones too, must be what they were."""
+    if (form == "JPEG" and mode in ("P", "RGBA", "1")) or (form == "PNG" and mode == "CMYK"):
+        pytest.skip("no such file")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, format=form, exif=exif)
+    features = datasets.Features({"image": datasets.Image(mode="RGB"), "annotation": datasets.Image()})
+    row = {"image": {"bytes": buffer.getvalue(), "path": None}, "annotation": Image.new("L", (12, 20))}
+    table = datasets.Dataset.from_list([row], features=features).add_column("image_id", ["a"])
+    expected = np.asarray(table[0]["image"])  # `datasets` with Pillow, as until then
+    item = SegmentationDataset(table, EvalTransform(), num_labels=1)[0]
+    assert expected.shape == (20, 12, 3) and item["pixel_values"].is_contiguous()
+    assert np.array_equal(item["pixel_values"].permute(1, 2, 0).numpy(), expected)

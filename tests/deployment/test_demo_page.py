@@ -20,11 +20,13 @@ import yaml
 from PIL import Image
 
 from dataset_builders.street_scenes import draw_scene
+from helpers.band_images import FOUR, SIZE, pixels
 from helpers.tiny import LABELS, TINY
 from hf_segkd.deployment.demo_page import LONGEST_SIDE, DemoPage, Segmented, serve, write_space
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.models import default_processor
+from hf_segkd.loading.bands import student_for_bands
+from hf_segkd.models import Bands, SegmentationImageProcessor, default_processor
 
 
 def scene(index, height, width):
@@ -322,3 +324,30 @@ def move_slider(tab):
     before = tab.locator(".result-teacher img").get_attribute("src")
     tab.locator("input[type=range]").fill("1")
     tab.wait_for_function(f"document.querySelector('.result-teacher img').src != {before!r}", timeout=60_000)
+
+
+def test_bands_are_uploaded_as_files_and_shown_stretched(tmp_path, tiny_student, tiny_teacher):
+    """A picture upload would make 12 bits 8 and four bands three before any model sees them."""
+    bands = Bands(tuple(FOUR), "uint16", (0, 4095))
+    processor = default_processor(tiny_student.config)
+    images = [{"pixel_values": torch.rand(4, 8, 8)}]
+    student = student_for_bands(tiny_student, processor, bands, images, {}, is_new=True)
+    teacher = Segmenter(tiny_teacher, SegmentationImageProcessor(), bands=bands)
+    page = DemoPage({"Teacher": teacher, "Student": Segmenter(*student)})
+    np.save(tmp_path / "image.npy", pixels(0, 4, "uint16"))
+    result = page.segment(str(tmp_path / "image.npy"))
+    assert {title: labels.shape for title, labels in result.labels.items()} == {"Teacher": SIZE, "Student": SIZE}
+    assert np.asarray(result.image).max() == 255 and page.overlays(result, 0.5)[0].size == SIZE[::-1]
+    np.save(tmp_path / "other.npy", pixels(0, 3, "uint16"))
+    with pytest.raises(ValueError, match="has 3 bands of uint16, expected 4"):
+        page.segment(str(tmp_path / "other.npy"))
+    with pytest.raises(ValueError, match="must take the same images"):
+        DemoPage({"Teacher": Segmenter(tiny_teacher, SegmentationImageProcessor()), "Student": Segmenter(*student)})
+    kinds = [component["type"] for component in page.build().get_config_file()["components"]]
+    assert "file" in kinds
+
+
+def test_a_picture_of_sixteen_bits_is_refused(page):
+    """Converted to RGB it would be white, and the classes those of a white picture."""
+    with pytest.raises(ValueError, match="16-bit values"):
+        page.segment(Image.fromarray(np.full((64, 64), 3000, dtype=np.uint16)))

@@ -12,6 +12,7 @@ import sys
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
+from helpers.band_images import FOUR, write_set
 from helpers.own_photos import NAMES, write_photos
 from helpers.paths import ROOT
 from hf_segkd import commands
@@ -159,6 +160,7 @@ def make_targets() -> set[str]:
 def test_the_page_on_own_data_runs_as_it_stands(tmp_path):
     """Nobody who brings photos reads on after the first command that fails."""
     write_photos(tmp_path / "photos")
+    write_set(tmp_path / "fields", len(FOUR))
     (tmp_path / "labels.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     page = (ROOT / "docs" / "your_own_data.md").read_text(encoding="utf-8")
     python = f'"{sys.executable}" "$@"'
@@ -171,3 +173,4 @@ def test_the_page_on_own_data_runs_as_it_stands(tmp_path):
     assert (tmp_path / "runs/student/model.safetensors").is_file()
     assert (tmp_path / "runs/student_opened/model.safetensors").is_file()
     assert list((tmp_path / "runs/predictions").rglob("*.png"))
+    assert list((tmp_path / "runs/field_maps").rglob("*.png"))

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from hf_segkd.reports.figures import plot_curves
-from hf_segkd.reports.pictures import colorize, legend, overlay, side_by_side
+from hf_segkd.reports.pictures import colorize, legend, overlay, side_by_side, visible
 
 PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
@@ -99,3 +99,18 @@ def test_missing_matplotlib_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install hf-segkd\[figures\]"):
         plot_curves({"student": [{"step": 1, "loss": 1.0}]}, tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [(("nir", "blue", "green", "red"), (3, 2, 1)), (("a", "b", "c", "d"), (0, 1, 2)), (("thermal",), (0, 0, 0))],
+)
+def test_bands_are_shown_as_colors_and_stretched(names, shown):
+    """Twelve bits that are cut off at 255 make a white picture, and infrared as red a false one."""
+    image = np.random.default_rng(0).integers(500, 1500, (20, 30, len(names)), dtype=np.uint16)
+    found = np.asarray(visible(image, names))
+    for channel, index in enumerate(shown):
+        low, high = np.percentile(image[..., index], (2, 98))
+        expected = np.clip(255 * (image[..., index] - low) / (high - low), 0, 255)
+        assert np.abs(found[..., channel] - expected).max() <= 0.5 + 1e-3
+    assert np.array_equal(np.asarray(visible(np.full((2, 2, 3), 7, np.uint8))), np.full((2, 2, 3), 7))
