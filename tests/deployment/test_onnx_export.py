@@ -143,7 +143,7 @@ def test_pooling_for_export_is_pytorchs(size, cells):
 class Demanding(nn.Module):
     """Halves and doubles maps as an encoder and decoder without cropping do."""
 
-    dtype, device = torch.float32, torch.device("cpu")
+    dtype, device, config = torch.float32, torch.device("cpu"), PreTrainedConfig()
 
     def __init__(self, halvings):
         super().__init__()
