@@ -62,7 +62,8 @@ class Bands:
         return [self.names.index(name) for name in names]
 
     def __str__(self) -> str:
-        text = f"{len(self.names)} bands of {self.dtype} ({', '.join(self.names)})"
+        count = "1 band" if len(self.names) == 1 else f"{len(self.names)} bands"
+        text = f"{count} of {self.dtype} ({', '.join(self.names)})"
         if self.pixel_range is None:
             return text
         low, high = self.pixel_range
