@@ -84,10 +84,11 @@ def size_and_turn(content: bytes) -> tuple[tuple[int, int], int]:
     Raises:
         `Unreadable`: As [`read_pixels`].
     """
-    if content.startswith((NUMPY, *TIFF)):
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as picture:
+            return upright_size(picture), orientation(picture)
+    except PIL.UnidentifiedImageError:  # an array, or TIFF of many bands
         return read_pixels(content).shape[:2], 1
-    with PIL.Image.open(io.BytesIO(content)) as picture:
-        return upright_size(picture), orientation(picture)
 
 
 def advice(count: int) -> str:

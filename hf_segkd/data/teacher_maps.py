@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -14,13 +13,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-import PIL.Image
 import torch
 from safetensors.numpy import save
 from torch import Tensor
 
 from hf_segkd.data.parallel import in_threads
-from hf_segkd.data.raw import upright_size
+from hf_segkd.data.pixels import size_and_turn
 from hf_segkd.data.resizing import Box
 
 # Log-probability of each byte, in units of the deepest one of its map: squares, so that likely classes are finest.
@@ -286,8 +284,7 @@ def image_keys(rows: datasets.Dataset) -> tuple[list[str], list[tuple[int, int]]
     def look(index: int) -> tuple[str, tuple[int, int]]:
         stored: dict[str, Any] = images[index]["image"]
         content = Path(stored["path"]).read_bytes() if stored["bytes"] is None else stored["bytes"]
-        with PIL.Image.open(io.BytesIO(content)) as picture:
-            size = upright_size(picture)
+        size, _ = size_and_turn(content)
         return hashlib.blake2b(content, digest_size=16).hexdigest(), size
 
     looked = list(in_threads(look, range(len(images)), "reading images"))

@@ -19,6 +19,7 @@ from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.class_map import map_classes
 from hf_segkd.loading.native import expose_features
 from hf_segkd.models import (
+    Bands,
     InputNormalization,
     SegmentationImageProcessor,
     SegmentationOutput,
@@ -167,6 +168,11 @@ class TeacherDescription:
             loaded.append((map_classes(expose_features(model, features), labels, member.classes), processor))
         if self.is_plain:
             return loaded[0]
+        if any(Bands.of(processor) for _, processor in loaded):
+            raise ValueError(
+                "Several teachers, or views of an image, are of 8-bit RGB models, and one of these reads bands. "
+                "Give that one alone, without views."
+            )
         return TeacherEnsemble(loaded, self, labels), BYTES_PLUS_ONE
 
 
@@ -211,7 +217,7 @@ class TeacherEnsemble(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> SegmentationOutput:
         padding = (pixel_values == 0).all(dim=1, keepdim=True)
-        pixels = (pixel_values.float() - 1).clamp(min=0).to(torch.uint8)
+        pixels = (pixel_values.float() - 1).round().clamp(min=0).to(torch.uint8)
         image_size = tuple(pixels.shape[-2:])
         seen = []
         for model, normalization, member in zip(

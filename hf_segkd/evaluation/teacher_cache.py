@@ -24,7 +24,7 @@ from hf_segkd.evaluation.progress import progress
 from hf_segkd.evaluation.teacher import TeacherDescription
 from hf_segkd.hub import pin_revision
 from hf_segkd.loading.class_map import read_mapping
-from hf_segkd.models import InputNormalization, upsamples_with_align_corners
+from hf_segkd.models import Bands, InputNormalization, upsamples_with_align_corners
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,16 @@ TEMPERATURES = (1.0, 4.0)
 TEACHER_FILES = ("*.safetensors", "*.bin", "config.json", "preprocessor_config.json", "processor_config.json")
 
 
-def describe(teacher: TeacherDescription, labels: tuple[str, ...], dtype: str = "float32") -> dict[str, Any]:
+def describe(
+    teacher: TeacherDescription, labels: tuple[str, ...], dtype: str = "float32", bands: Bands | None = None
+) -> dict[str, Any]:
     """All that decides what a teacher answers, as `teacher.json` keeps it.
 
     Args:
         teacher (`TeacherDescription`): Models, weights and views.
         labels (`tuple[str, ...]`): The dataset's class names.
         dtype (`str`, *optional*, defaults to `"float32"`): Precision of its weights.
+        bands ([`~hf_segkd.models.Bands`], *optional*): What the images hold, if not 8-bit RGB.
 
     Returns:
         `dict`: Plain values. `weights` of a model is a hash of its files, the commit of a Hub id, or `None` where
@@ -54,7 +57,8 @@ def describe(teacher: TeacherDescription, labels: tuple[str, ...], dtype: str = 
         facts = {**asdict(member), "classes": classes, "weights": fingerprint(member.model, member.revision)}
         members.append({name: value for name, value in facts.items() if name != "revision"})
     about = {"version": VERSION, "labels": list(labels), "teachers": members, "stride": teacher.stride}
-    return about | {"average": teacher.average, "dtype": dtype}
+    about |= {"average": teacher.average, "dtype": dtype}
+    return about if bands is None else about | {"images": str(bands)}
 
 
 def fingerprint(model: str, revision: str | None = None) -> str | None:
@@ -122,15 +126,17 @@ class TeacherCache:
         keys: list[str],
         sizes: list[tuple[int, int]],
         normalized: bool = False,
+        bands: Bands | None = None,
     ) -> None:
         """Compute the maps that are missing. Other processes, of this run or not, may do the same at the same time.
 
         Args:
             model (`PreTrainedModel`): The teacher, with the dataset's classes, on its device.
             processor (`BaseImageProcessor`): Its own.
-            images (`torch.utils.data.Dataset`): Whole images, uint8 RGB `pixel_values` (3, H, W).
+            images (`torch.utils.data.Dataset`): Whole images, `pixel_values` (C, H, W) as they are stored.
             keys (`list[str]`), sizes (`list[tuple[int, int]]`): From [`~hf_segkd.data.teacher_maps.image_keys`].
             normalized (`bool`, *optional*, defaults to `False`): Whether its logits are log-probabilities.
+            bands ([`~hf_segkd.models.Bands`], *optional*): What the images hold, if not 8-bit RGB.
 
         Raises:
             ValueError: If the maps would not fit on the disk, or a map is not finite.
@@ -138,7 +144,7 @@ class TeacherCache:
         missing = self.missing(keys)
         if not missing:
             return
-        runner = _Runner(model, processor, images, normalized)
+        runner = _Runner(model, processor, images, normalized, bands)
         self._check_space(runner(missing[0])[0], [sizes[index] for index in missing])
         chunks = [range(start, min(start + SHARD_IMAGES, len(keys))) for start in range(0, len(keys), SHARD_IMAGES)]
         first = rank() * len(chunks) // world_size()
@@ -198,11 +204,18 @@ class TeacherCache:
 class _Runner:
     """One image's map and its error: KL from the teacher's distribution to the stored one, nats, by temperature."""
 
-    def __init__(self, model: nn.Module, processor: BaseImageProcessor, images: Dataset, normalized: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: BaseImageProcessor,
+        images: Dataset,
+        normalized: bool,
+        bands: Bands | None,
+    ):
         self.model, self.images, self.normalized = model.eval(), images, normalized
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.normalization = InputNormalization.from_processor(processor).to(self.device)
+        self.normalization = InputNormalization.from_processor(processor, bands).to(self.device)
         self.align_corners = upsamples_with_align_corners(model.config)
 
     @torch.inference_mode()

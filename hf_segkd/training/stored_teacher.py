@@ -12,6 +12,7 @@ from hf_segkd.data.teacher_maps import TeacherMaps, image_keys, own_size
 from hf_segkd.data.unlabeled import JoinedRows, UnlabeledRows
 from hf_segkd.evaluation.teacher import TeacherDescription
 from hf_segkd.evaluation.teacher_cache import TeacherCache, describe
+from hf_segkd.loading.bands import check_reads
 from hf_segkd.loading.frozen import zero_subnormals
 from hf_segkd.loading.native import output_shapes
 from hf_segkd.losses import check_logits_only
@@ -48,7 +49,7 @@ def stored_teacher(
     Raises:
         ValueError: If the folder is of another teacher, the disk is too small, or the teacher cannot be loaded.
     """
-    spec = dataset.spec
+    spec, bands = dataset.spec, dataset.bands
     teacher = TeacherDescription.from_arguments(script)
     skip = {spec.train_split: data.skipped}
     keys, sizes = image_keys(dataset.split(spec.train_split, skip))
@@ -58,14 +59,15 @@ def stored_teacher(
         keys, sizes = keys + more_keys, sizes + more_sizes
         images.dataset = JoinedRows(images.dataset, UnlabeledRows(data.unlabeled, spec.ignore_index))
     with config.main_process_first():
-        cache = TeacherCache(script.teacher_cache, describe(teacher, spec.labels, config.teacher_dtype))
+        cache = TeacherCache(script.teacher_cache, describe(teacher, spec.labels, config.teacher_dtype, bands))
     if missing := len(cache.missing(keys)):
         if config.should_save:
             logger.info("Teacher cache: %d of %d images are not in it yet; loading the teacher.", missing, len(keys))
         model, processor = teacher.load(spec.labels, trust_remote_code=script.trust_remote_code)
+        check_reads(processor, bands, "teacher")
         model = zero_subnormals(model.requires_grad_(False)).to(config.device, getattr(torch, config.teacher_dtype))
         normalized = not teacher.is_plain and teacher.average == "probabilities"
-        cache.fill(model, processor, images, keys, sizes, normalized)
+        cache.fill(model, processor, images, keys, sizes, normalized, bands)
     return cache.maps(keys)
 
 

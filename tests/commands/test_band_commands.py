@@ -104,3 +104,19 @@ def test_what_bands_cannot_do_is_refused_before_training(tmp_path, rgb_teacher):
     assert "repeats what the originals do to 8-bit" in refusal(["baseline", *flags, "--interpolation", "opencv"])
     unnamed = [flag for flag in flags if flag not in ("--bands", *FOUR)]
     assert "4 bands of uint16: --bands red green blue nir" in refusal(["baseline", *unnamed])
+
+
+@pytest.mark.parametrize("views", [[], ["--teacher_flip"]], ids=["one teacher", "two views"])
+def test_a_stored_teacher_of_rgb_reads_its_bands(views, tmp_path, rgb_teacher):
+    """The cache normalizes by itself: four bands would not fit the teacher, or 4095 would be its 255 nowhere."""
+    data = write_set(tmp_path / "data", 4)
+    flags = [*data_flags(data, FOUR), *RANGE, "--teacher", rgb_teacher, *views]
+    cache = ["--teacher_cache", str(tmp_path / "cache")]
+    logs = []
+    for name, more in (("live", []), ("stored", cache)):
+        distill.main(["kd", *flags, *more, *training_flags(tmp_path / name), "--flip", "0", "--scale_range", "1", "1"])
+        log = json.loads((tmp_path / name / "training_log.json").read_text())
+        logs.append([entry["loss_kd"] for entry in log if "loss_kd" in entry])
+    # A crop of 32 pixels sees less around it than the whole image of 40 x 48, which the cache was made of.
+    assert logs[0] == pytest.approx(logs[1], rel=0.3)
+    assert "uint16" in (tmp_path / "cache" / "teacher.json").read_text()
