@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def copied(finished, tmp_path):
     """A folder whose files may be changed."""
-    for name in ("config.json", "metrics.json", "recipe.yaml"):
+    for name in ("config.json", "preprocessor_config.json", "metrics.json", "recipe.yaml"):
         (tmp_path / name).write_text((finished / name).read_text())
     return tmp_path
 
