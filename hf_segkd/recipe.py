@@ -82,10 +82,13 @@ def load_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{_short(text)} is not valid YAML: {reason}. Quote words that are meant as text.") from None
+        shown = repr(text) if len(text) <= 60 else f"{text[:60]!r}..."
+        raise ValueError(f"{shown} is not valid YAML: {reason}. Quote words that are meant as text.") from None
 
 
-def parse(dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[tuple, dict[str, Any]]:
+def parse(
+    dataclass_types: tuple[type, ...], argv: list[str], base: dict[str, Any] | None = None
+) -> tuple[tuple, dict[str, Any]]:
     """Read a command line of recipes and flags.
 
     `camvid my.yaml --learning_rate 1e-2 --losses.cwd.weight 3`: mappings merge key by key, later recipes win over
@@ -94,6 +97,7 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[tuple, di
     Args:
         dataclass_types (`tuple[type, ...]`): Dataclasses that own the keys: `(ScriptArguments, DistillationConfig)`.
         argv (`list[str]`): Arguments without the program's name.
+        base (`dict`, *optional*): Values that every recipe and flag wins over.
 
     Returns:
         `tuple[tuple, dict]`: One instance per dataclass, and the merged recipe with every key that was given, as its
@@ -104,17 +108,19 @@ def parse(dataclass_types: tuple[type, ...], argv: list[str]) -> tuple[tuple, di
     """
     words, flags = _split(argv)
     fields = {name for cls in dataclass_types for name in _field_names(cls)}
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = dict(base or {})
     for file in find_recipes(words):
         recipe = merge(recipe, _read(file))
     _check_keys(fields, [*recipe, *(key.split(".")[0] for key, _ in flags)])
+    given = [(key, values) for key, values in flags if "." not in key]
     for key, values in flags:
         if "." in key:
+            if (name := key.split(".")[0]) in dict(given):
+                raise ValueError(f"--{name} and --{key}: one would be lost. Name a student by --student.name NAME.")
             recipe = merge(recipe, _nested(key.split("."), load_yaml(" ".join(values)) if values else True))
 
     hints = {name: hint for cls in dataclass_types for name, hint in get_type_hints(cls).items()}
     parser = _parser(dataclass_types, hints, recipe)
-    given = [(key, values) for key, values in flags if "." not in key]
     try:
         values = vars(parser.parse_args([word for key, values in given for word in _as_words(key, values)]))
         for key, _ in given:
@@ -276,10 +282,6 @@ def _as_words(key: str, values: list[str]) -> list[str]:
 def mapping_or_text(text: str) -> Any:
     """`{model_type: espnet}` is a mapping, anything else a name or path."""
     return load_yaml(text) if text.lstrip().startswith("{") else text
-
-
-def _short(text: str) -> str:
-    return repr(text) if len(text) <= 60 else f"{text[:60]!r}..."
 
 
 def _nested(keys: list[str], value: Any) -> dict:

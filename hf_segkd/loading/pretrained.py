@@ -36,7 +36,9 @@ def pretrained_model(spec: str, id2label: dict[int, str] | None = None, **hub_kw
         raise _not_found(spec, "the folder has no config.json")
     hub_kwargs = {"trust_remote_code": False} | hub_kwargs
     try:
-        universal = AutoConfig.from_pretrained(spec, **hub_kwargs).model_type in UNIVERSAL_MODELS
+        config = AutoConfig.from_pretrained(spec, **hub_kwargs)
+        _check_task(spec, config)
+        universal = config.model_type in UNIVERSAL_MODELS
         auto_class = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
         model, report = auto_class.from_pretrained(
             spec, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **hub_kwargs
@@ -93,6 +95,22 @@ def _check_types(folder: Path, model: PreTrainedModel) -> None:
                 f"The weights in '{folder}' are stored as {types[wrong[0]]}, not as real numbers: {_list(wrong)}. "
                 "Quantized weights cannot be loaded here: use the folder that they were made from."
             )
+
+
+def _check_task(spec: str, config: PreTrainedConfig) -> None:
+    """Refuse models of other tasks; transformers would fill a segmentation model's head with random numbers."""
+    architecture = (config.architectures or [type(config).__name__])[0]
+    advice = (
+        "Give a semantic segmentation model. As the start of a new student it may serve: "
+        f"'{{model_type: ..., backbone_weights: {spec}}}'."
+    )
+    if architecture.endswith("ForImageClassification"):
+        raise ValueError(
+            f"'{spec}' is an image classifier ({architecture}): it tells what is in an image, not where. {advice}"
+        )
+    mapped = type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING or config.model_type in UNIVERSAL_MODELS
+    if not mapped and "auto_map" not in vars(config):
+        raise ValueError(f"'{spec}' is no segmentation model but a {architecture}. {advice}")
 
 
 def _not_found(spec: str, reason: str) -> ValueError:

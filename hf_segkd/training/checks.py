@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from dataset_builders.opened import OpenedDataset
-from hf_segkd.data import DatasetSpec
 from hf_segkd.data.integrity import WARNINGS, find_leaks, find_problems, problem_table
 from hf_segkd.evaluation.teacher import TeacherDescription
 from hf_segkd.hub import fetch_checkpoint, open_repository
@@ -193,12 +192,6 @@ def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> 
         f"  {who} ({len(names)}): {', '.join(names)}\n  dataset ({len(labels)}): {', '.join(labels)}\n"
         f"Use a {who} trained on the same classes in the same order."
     )
-
-
-def name_classes(student: PreTrainedModel, spec: DatasetSpec) -> None:
-    """Write the dataset's class names into a student that was loaded with others: placeholders or another spelling."""
-    student.config.id2label = dict(spec.id2label)
-    student.config.label2id = {name: index for index, name in spec.id2label.items()}
 
 
 def check_labeled(dataset: Dataset, split: str, ignore_index: int) -> None:
