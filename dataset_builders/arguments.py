@@ -2,9 +2,14 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from dataset_builders.builders import BUILDERS
 from hf_segkd.recipe import load_yaml
+from hf_segkd.values import did_you_mean
+
+STORED = ("dataset_dict.json", "state.json", "*.parquet", "data/*.parquet")  # what `datasets` writes
 
 
 @dataclass(kw_only=True)
@@ -86,3 +91,26 @@ def data_options(arguments: DataArguments | Namespace) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise ValueError(f"dataset_config must be a mapping of options such as '{{seed: 1}}', got {config!r}.")
     return config | {name: value for name, value in flags.items() if value is not None and value is not False}
+
+
+def find_dataset(data: str) -> tuple[str, str | None]:
+    """What `--data` names, as `--dataset` and `--data_dir` would.
+
+    Args:
+        data (`str`): A folder: of images and masks, or written by `datasets`. Else a builder's name, or a Hub id.
+
+    Raises:
+        `ValueError`: If it is none of them.
+    """
+    folder = Path(data).expanduser()
+    if folder.is_dir():
+        stored = any(True for pattern in STORED for _ in folder.glob(pattern))
+        return (str(folder), None) if stored else ("folder", data)
+    if data in BUILDERS and data != "folder":
+        return data, None
+    if data.count("/") == 1 and not data.startswith((".", "/", "~")):
+        return data, None
+    raise ValueError(
+        f"There is no folder '{data}'.{did_you_mean(data, BUILDERS)} --data takes your own folder, a Hub id such as "
+        f"user/name, or one of {', '.join(name for name in BUILDERS if name != 'folder')}."
+    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dataset_builders import open_dataset
+    from hf_segkd.commands.one_call import FinishedRun, distill
     from hf_segkd.evaluation.segmenter import Segmenter
     from hf_segkd.loading.any_model import load_model
     from hf_segkd.losses import LOSSES, DistillationLoss
@@ -26,9 +27,11 @@ _MODULES = {
     "DistillationLoss": "hf_segkd.losses",
     "DistillationTrainer": "hf_segkd.training.trainer",
     "Distiller": "hf_segkd.training.distiller",
+    "FinishedRun": "hf_segkd.commands.one_call",
     "LOSSES": "hf_segkd.losses",
     "SegmentationOutput": "hf_segkd.models",
     "Segmenter": "hf_segkd.evaluation.segmenter",
+    "distill": "hf_segkd.commands.one_call",
     "load_model": "hf_segkd.loading.any_model",
     "open_dataset": "dataset_builders",
 }
@@ -39,8 +42,10 @@ __all__ = [
     "DistillationLoss",
     "DistillationTrainer",
     "Distiller",
+    "FinishedRun",
     "SegmentationOutput",
     "Segmenter",
+    "distill",
     "load_model",
     "open_dataset",
 ]

@@ -1,7 +1,10 @@
 """Train a student, with a teacher (distillation) or without (the baseline).
 
+    hf-segkd distill --data photos --teacher runs/teacher --student segformer-b0 --output_dir runs/student
     hf-segkd distill camvid espnet_espnet-c kd_cwd \\
         --data_dir CamVid --teacher runs/espnet_camvid --output_dir runs/camvid_kd_cwd
+
+With --data, options that are not given are derived from data and student, and shown (docs/your_own_data.md).
 
 Recipes come first, by name in the order dataset, pair, method (`hf-segkd recipes` lists them), or as .yaml files. They
 are merged from left to right; flags win. `--losses.cwd.weight 3` reaches into one. On several devices:
@@ -73,14 +76,19 @@ def main(argv: list[str] | None = None) -> dict:
     if {"-h", "--help", "--help-all"} & set(argv):
         parser(all_options="--help-all" in argv).print_help()
         return {}
+    from dataset_builders import open_from_arguments
     from hf_segkd.training.checks import own_folder
     from hf_segkd.training.config import DistillationConfig
+    from hf_segkd.training.derived import derive_options
     from hf_segkd.training.stored_teacher import check_cache
 
     plain_logs()
     with ExitStack() as held:
         with readable_errors():
             (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv)
+            if script.data:
+                derived = derive_options(recipe, script.student, open_from_arguments(script), config)
+                (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv, derived)
             check_cache(script, config)
             if script.cache_only:
                 return fill_cache(script, config)
@@ -170,10 +178,10 @@ def build(
     from accelerate.utils import set_seed
 
     from hf_segkd.evaluation.teacher import TeacherDescription, TeacherEnsemble
-    from hf_segkd.loading.any_model import load_model
     from hf_segkd.loading.bands import check_reads, student_for_bands
     from hf_segkd.loading.norm_calibration import calibrate_folded_norms
-    from hf_segkd.training.checks import check_classes, check_unlabeled, load_teacher, name_classes
+    from hf_segkd.loading.students import load_student, resolve_student
+    from hf_segkd.training.checks import check_unlabeled, load_teacher
     from hf_segkd.training.inputs import training_data
     from hf_segkd.training.stored_teacher import attach, stored_teacher
     from hf_segkd.training.trainer import DistillationTrainer
@@ -188,13 +196,11 @@ def build(
         if teacher is not None:
             check_reads(teacher_processor, dataset.bands, "teacher")
     set_seed(config.seed)
-    described, fields = script.student, {}
+    described, fields = resolve_student(script.student), {}
     if dataset.bands is not None and isinstance(described, dict):
         fields = described.get("processor") or {}  # of the bands, not of the network that is widened for them
         described = {name: value for name, value in described.items() if name != "processor"}
-    student, processor = load_model(described, id2label=spec.id2label, trust_remote_code=script.trust_remote_code)
-    check_classes(student, spec.labels, "student")
-    name_classes(student, spec)
+    student, processor = load_student(described, spec.id2label, trust_remote_code=script.trust_remote_code)
 
     data = training_data(script, dataset, config.seed)
     if dataset.bands is not None:

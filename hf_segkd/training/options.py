@@ -6,6 +6,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Literal
 
 from dataset_builders import BUILDERS, DataArguments
+from dataset_builders.arguments import find_dataset
 from hf_segkd.evaluation.settings import TeacherArguments
 
 
@@ -17,7 +18,13 @@ def _help(text: str) -> dict[str, str]:
 class InputArguments(DataArguments):
     """Which data, how its files are checked and its images are augmented."""
 
-    dataset: str = field(metadata=_help(f"Dataset: {', '.join(BUILDERS)}; or a folder or Hub id."))
+    data: str | None = field(
+        default=None,
+        metadata=_help("Your own folder, a dataset's name or a Hub id; options not given are then derived from it."),
+    )
+    dataset: str | None = field(
+        default=None, metadata=_help(f"Dataset: {', '.join(BUILDERS)}; or a folder or Hub id. Nothing is derived.")
+    )
     data_dir: str | None = field(default=None, metadata=_help("Folder of the raw dataset."))
     unlabeled: list[str] | str | None = field(
         default=None,
@@ -50,6 +57,13 @@ class InputArguments(DataArguments):
         metadata=_help("Random colors: '{brightness: 0.5, contrast: 0.5, saturation: 0.5, hue: 0.05}'."),
     )
 
+    def __post_init__(self):
+        if (self.data is None) == (self.dataset is None):
+            raise ValueError("Give --data FOLDER (own photos, options derived) or --dataset NAME, one of the two.")
+        if self.data is not None:
+            self.dataset, folder = find_dataset(self.data)
+            self.data_dir = folder or self.data_dir
+
 
 @dataclass(kw_only=True)
 class ScriptArguments(InputArguments, TeacherArguments):
@@ -64,7 +78,9 @@ class ScriptArguments(InputArguments, TeacherArguments):
     )
     cache_only: bool = field(default=False, metadata=_help("Fill teacher_cache and stop."))
     student: dict | str = field(
-        metadata=_help("Student: folder, Hub id or checkpoint; or a new one, '{model_type: espnet, ...}'.")
+        metadata=_help(
+            "Student: name of a new one (hf-segkd recipes), folder, Hub id, .pth, '{model_type: espnet, ...}'."
+        )
     )
     trust_remote_code: bool = field(
         default=False, metadata=_help("Run the Python code that a model from the Hub brings.")
@@ -149,6 +165,6 @@ def option_groups() -> dict[str, list[Field]]:
     for option in (*fields(ScriptArguments), *fields(DistillationArguments)):
         title = "data" if option.name in data else option.name.split("_")[0]
         groups[_GROUPS.get(option.name, title if title in groups else "run")].append(option)
-    first = ("dataset", "data_dir")
+    first = ("data", "dataset", "data_dir")
     groups["data"].sort(key=lambda option: first.index(option.name) if option.name in first else len(first))
     return groups

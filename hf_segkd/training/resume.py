@@ -21,7 +21,7 @@ MAY_DIFFER = {
 }
 MAY_DIFFER_PREFIXES = ("logging_", "dataloader_", "push_to_hub", "hub_", "trackio_")
 DECIDES = {"dataloader_drop_last"}  # of those with such a prefix, what changes the batches all the same
-PATHS = {"data_dir", "teacher", "teacher_cache", "student", "unlabeled"}
+PATHS = {"data", "data_dir", "teacher", "teacher_cache", "student", "unlabeled"}
 
 
 def without_location(recipe: dict[str, Any]) -> dict[str, Any]:

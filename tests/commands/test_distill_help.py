@@ -25,7 +25,7 @@ def test_help_shows_each_own_option_in_one_group():
     added = {option.name for option in fields(DistillationConfig)} - {x.name for x in fields(TrainingArguments)}
     assert len(shown) == len(set(shown)) and set(shown) == own and added <= own
     assert list(option_groups()) == ["data", "teacher", "student", "losses", "run"]
-    assert option_groups()["data"][0].name == "dataset"
+    assert option_groups()["data"][0].name == "data"
 
 
 def test_each_option_has_a_line_that_reads_alone():
