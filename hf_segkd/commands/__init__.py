@@ -11,6 +11,7 @@ from hf_segkd.values import did_you_mean
 
 COMMANDS = {
     "distill": "train a student, with a teacher or without",
+    "pretrain": "train a student's features without labels, before distill",
     "prepare": "check a dataset, map its masks, write it as parquet or push it",
     "evaluate": "score models on a dataset; compare two",
     "predict": "segment images",

@@ -34,6 +34,7 @@ METHODS = {
     "pkd": "pkd:PKDLoss",
     "cankd": "cankd:CanKDLoss",
     "gkd": "gkd:GKDLoss",
+    "cosine": "cosine:CosineLoss",
 }
 LOSSES: dict[str, type[DistillationLoss]] = {}
 for _name, _place in METHODS.items():
