@@ -15,6 +15,7 @@ COMMANDS = {
     "prepare": "check a dataset, map its masks, write it as parquet or push it",
     "evaluate": "score models on a dataset; compare two",
     "predict": "segment images",
+    "label": "label photos with a model or with words, to be corrected",
     "convert": "turn a research checkpoint into a model folder",
     "export": "write a student as ONNX, fp32, fp16 or int8",
     "push": "upload a finished run to the Hub",

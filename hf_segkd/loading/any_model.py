@@ -15,6 +15,7 @@ from hf_segkd.loading.class_map import keep_classes
 from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.native import expose_features
 from hf_segkd.loading.pretrained import new_model, pretrained_model, processor_of
+from hf_segkd.loading.prompt_teacher import load_prompt_teacher
 from hf_segkd.models import default_processor
 from hf_segkd.recipe import load_yaml
 
@@ -40,6 +41,8 @@ def load_model(
               report is logged; `backbone_weights_order`, `"rgb"` or `"bgr"`, says which order of channels these
               weights expect. `processor` holds fields of the image processor that are to differ from that of the
               weights, where it is known, or the model's default;
+            - `{"model": "CIDAS/clipseg-rd64-refined", "prompts": {...}, "background": ...}`, classes in words:
+              [`~hf_segkd.loading.prompt_teacher.load_prompt_teacher`];
             - the same as YAML text, `"{model_type: espnet}"`.
         id2label (`dict[int, str]`, *optional*): Class names. A new or converted model gets them; a loaded one must
             have as many. An ESPNetv2 that has these and others is cut down to them.
@@ -56,6 +59,8 @@ def load_model(
     """
     if isinstance(spec, str) and spec.lstrip().startswith("{"):
         spec = load_yaml(spec)
+    if isinstance(spec, dict) and "prompts" in spec:
+        return load_prompt_teacher(spec, **hub_kwargs)
     if isinstance(spec, dict):
         return _new_with_processor(dict(spec), id2label)
     if Path(spec).is_file():

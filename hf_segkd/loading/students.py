@@ -57,6 +57,8 @@ def resolve_student(spec: str | dict[str, Any]) -> str | dict[str, Any]:
     """
     if isinstance(spec, str) and spec.lstrip().startswith("{"):
         spec = load_yaml(spec)
+    if isinstance(spec, dict) and "prompts" in spec:
+        raise ValueError("A model with prompts is a teacher, or what hf-segkd label uses; it cannot be the student.")
     if isinstance(spec, dict):
         fields = {key: value for key, value in spec.items() if key != "name"}
         return _named(spec["name"]) | fields if "name" in spec else spec

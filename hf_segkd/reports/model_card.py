@@ -70,7 +70,7 @@ def model_card(folder: str | Path, repo_id: str | None = None, branch: str | Non
         "class_table": markdown_table(["class", *class_columns], class_rows, numbers=True),
         **_usage(folder, repo_id, branch),
         "bands": _bands(_read_json(folder / IMAGE_PROCESSOR_NAME)),
-        "facts": _training(report, recipe) + _changes(folder, recipe),
+        "facts": _training(report, recipe) + _prompt_facts(recipe) + _changes(folder, recipe),
         "recipe": recipe_text,
         "fence": fence(recipe_text),
         "license": _data_license(report["dataset"]),
@@ -143,6 +143,27 @@ def _teacher_name(recipe: dict) -> str:
         weight = own.get("weight", 1)
         names.append(name if weight == 1 else f"{weight:g} x {name}")
     return " and ".join(names)
+
+
+def _prompts(recipe: dict) -> dict | None:
+    """The teacher's description where it was asked in words."""
+    teacher = recipe.get("teacher")
+    if isinstance(teacher, str) and teacher.lstrip().startswith("{"):
+        teacher = load_yaml(teacher)
+    return teacher if isinstance(teacher, dict) and "prompts" in teacher else None
+
+
+def _prompt_facts(recipe: dict) -> list[str]:
+    prompts = _prompts(recipe)
+    if prompts is None:
+        return []
+    asked = [
+        f"{name}: {given if isinstance(given, str) else ', '.join(given)}"
+        for name, given in prompts["prompts"].items()
+    ]
+    rest = [f"everything else: {prompts['background']}"] if prompts.get("background") else []
+    asked = plain("; ".join([*asked, *rest]))
+    return [f"the teacher's labels came from prompts, no person drew them ({asked})"]
 
 
 def _teacher(report: dict) -> dict:
