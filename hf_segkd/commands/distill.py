@@ -87,8 +87,10 @@ def main(argv: list[str] | None = None) -> dict:
         with readable_errors():
             (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv)
             if script.data:
+                script.find_data()
                 derived = derive_options(recipe, script.student, open_from_arguments(script), config)
                 (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv, derived)
+                script.find_data()
             check_cache(script, config)
             if script.cache_only:
                 return fill_cache(script, config)

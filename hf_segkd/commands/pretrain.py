@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -49,7 +48,7 @@ class PretrainArguments:
 
     teacher: str = field(metadata={"help": "Vision backbone: a folder or Hub id that transformers loads."})
     student: dict | str = field(metadata={"help": "Student, as hf-segkd distill takes it: a name, folder, ..."})
-    images: list[str] = field(metadata={"help": "Image files, folders (searched through) or quoted globs."})
+    images: list[str] = field(metadata={"help": "Folders (searched through), patterns in quotes, or Hub ids."})
     crop_size: list[int] = field(
         default_factory=lambda: [224, 224], metadata={"help": "Height and width of training crops, in pixels."}
     )
@@ -169,8 +168,9 @@ def build(script: PretrainArguments, config: DistillationConfig) -> Distillation
     """
     from accelerate.utils import set_seed
 
+    from dataset_builders.unlabeled import unlabeled_images
     from hf_segkd.data import SegmentationDataset, TrainTransform
-    from hf_segkd.deployment.label_files import find_images
+    from hf_segkd.data.unlabeled import UnlabeledRows
     from hf_segkd.loading.any_model import load_model
     from hf_segkd.loading.feature_teacher import load_feature_teacher
     from hf_segkd.loading.norm_calibration import calibrate_folded_norms
@@ -184,8 +184,8 @@ def build(script: PretrainArguments, config: DistillationConfig) -> Distillation
     student, processor = load_model(spec, new, **trust)
     teacher, teacher_processor = load_feature_teacher(script.teacher, student.config.id2label, **trust)
     transform = TrainTransform(tuple(script.crop_size), tuple(script.scale_range), flip=script.flip)
-    files = UnlabeledFiles([*find_images(script.images).values()])
-    images = SegmentationDataset(files, transform, student.config.num_labels, seed=config.seed)
+    rows = UnlabeledRows(unlabeled_images(script.images), transform.ignore_index)
+    images = SegmentationDataset(rows, transform, student.config.num_labels, seed=config.seed)
     calibrate_folded_norms(student, processor, images)
     return DistillationTrainer(
         student,
@@ -195,31 +195,6 @@ def build(script: PretrainArguments, config: DistillationConfig) -> Distillation
         processing_class=processor,
         teacher_processing_class=teacher_processor,
     )
-
-
-class UnlabeledFiles(Sequence):
-    """Image files as rows whose annotation is 255, not labeled, everywhere; read when they are needed.
-
-    Args:
-        paths (`Sequence[Path]`): The files.
-    """
-
-    column_names = ("image", "annotation", "image_id")
-
-    def __init__(self, paths: Sequence[Path]):
-        self.paths = list(map(str, paths))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        import torch
-
-        from hf_segkd.data.reading import StoredImage
-
-        image = StoredImage({"bytes": None, "path": self.paths[index]})
-        annotation = torch.full(image.shape[1:], 255, dtype=torch.uint8)
-        return {"image": image, "annotation": annotation, "image_id": self.paths[index]}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -46,6 +46,8 @@ class TeacherMember:
         scales (`list[float]`, *optional*, defaults to `[1.0]`): Sizes at which it sees the image.
         window (`list[int]`, *optional*): Height and width, pixels, of overlapping crops that it sees instead of the
             whole image. They overlap by at least a third.
+        prompts, background, combine (*optional*): Its classes in words, for CLIPSeg or SAM 3, as in
+            [`~hf_segkd.loading.prompt_teacher.load_prompt_teacher`].
 
     Raises:
         ValueError: If a value is of another type or out of range.
@@ -58,6 +60,9 @@ class TeacherMember:
     flip: bool = False
     scales: list[float] = field(default_factory=lambda: [1.0])
     window: list[int] | None = None
+    prompts: dict | None = None
+    background: str | None = None
+    combine: str = "max"
 
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
@@ -75,6 +80,14 @@ class TeacherMember:
         window = tuple(self.window) if self.window is not None else None
         mode = "whole" if window is None else "slide"
         return InferenceProtocol(mode, window, scales=tuple(self.scales), flip=self.flip, align_corners=align_corners)
+
+    @property
+    def spec(self) -> str | dict[str, Any]:
+        """What [`~hf_segkd.loading.any_model.load_model`] takes."""
+        if self.prompts is None:
+            return self.model
+        words = {"prompts": self.prompts, "background": self.background, "combine": self.combine}
+        return {"model": self.model, **words}
 
     @property
     def is_plain(self) -> bool:
@@ -164,7 +177,7 @@ class TeacherDescription:
         loaded = []
         for member in self.members:
             options = {"revision": member.revision, "trust_remote_code": trust_remote_code}
-            model, processor = load_model(member.model, **options)
+            model, processor = load_model(member.spec, **options)
             loaded.append((map_classes(expose_features(model, features), labels, member.classes), processor))
         if self.is_plain:
             return loaded[0]

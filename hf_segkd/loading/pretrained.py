@@ -43,6 +43,8 @@ def pretrained_model(spec: str, id2label: dict[int, str] | None = None, **hub_kw
         model, report = auto_class.from_pretrained(
             spec, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **hub_kwargs
         )
+    except _OtherTask:
+        raise
     except OSError as error:
         raise _not_found(spec, str(error).splitlines()[0]) from error
     except ImportError as error:  # scipy for the universal models, timm for some backbones
@@ -97,6 +99,10 @@ def _check_types(folder: Path, model: PreTrainedModel) -> None:
             )
 
 
+class _OtherTask(ValueError):
+    """The model is for another task than segmentation."""
+
+
 def _check_task(spec: str, config: PreTrainedConfig) -> None:
     """Refuse models of other tasks; transformers would fill a segmentation model's head with random numbers."""
     architecture = (config.architectures or [type(config).__name__])[0]
@@ -105,12 +111,12 @@ def _check_task(spec: str, config: PreTrainedConfig) -> None:
         f"'{{model_type: ..., backbone_weights: {spec}}}'."
     )
     if architecture.endswith("ForImageClassification"):
-        raise ValueError(
+        raise _OtherTask(
             f"'{spec}' is an image classifier ({architecture}): it tells what is in an image, not where. {advice}"
         )
     mapped = type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING or config.model_type in UNIVERSAL_MODELS
     if not mapped and "auto_map" not in vars(config):
-        raise ValueError(f"'{spec}' is no segmentation model but a {architecture}. {advice}")
+        raise _OtherTask(f"'{spec}' is no segmentation model but a {architecture}. {advice}")
 
 
 def _not_found(spec: str, reason: str) -> ValueError:

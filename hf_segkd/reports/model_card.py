@@ -145,25 +145,17 @@ def _teacher_name(recipe: dict) -> str:
     return " and ".join(names)
 
 
-def _prompts(recipe: dict) -> dict | None:
-    """The teacher's description where it was asked in words."""
-    teacher = recipe.get("teacher")
-    if isinstance(teacher, str) and teacher.lstrip().startswith("{"):
-        teacher = load_yaml(teacher)
-    return teacher if isinstance(teacher, dict) and "prompts" in teacher else None
-
-
 def _prompt_facts(recipe: dict) -> list[str]:
-    prompts = _prompts(recipe)
-    if prompts is None:
-        return []
-    asked = [
-        f"{name}: {given if isinstance(given, str) else ', '.join(given)}"
-        for name, given in prompts["prompts"].items()
-    ]
-    rest = [f"everything else: {prompts['background']}"] if prompts.get("background") else []
-    asked = plain("; ".join([*asked, *rest]))
-    return [f"the teacher's labels came from prompts, no person drew them ({asked})"]
+    """One fact for each teacher that was asked in words."""
+    given = recipe.get("teacher")
+    facts = []
+    for entry in given if isinstance(given, list) else [given]:
+        if not isinstance(entry, dict) or "prompts" not in entry:
+            continue
+        asked = [f"{name}: {x if isinstance(x, str) else ', '.join(x)}" for name, x in entry["prompts"].items()]
+        asked += [f"everything else: {entry['background']}"] if entry.get("background") else []
+        facts.append(f"the teacher's labels came from prompts, no person drew them ({plain('; '.join(asked))})")
+    return facts
 
 
 def _teacher(report: dict) -> dict:

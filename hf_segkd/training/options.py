@@ -60,9 +60,15 @@ class InputArguments(DataArguments):
     def __post_init__(self):
         if (self.data is None) == (self.dataset is None):
             raise ValueError("Give --data FOLDER (own photos, options derived) or --dataset NAME, one of the two.")
-        if self.data is not None:
-            self.dataset, folder = find_dataset(self.data)
-            self.data_dir = folder or self.data_dir
+
+    def find_data(self) -> None:
+        """Set `dataset` and `data_dir` to what `data` names.
+
+        Raises:
+            `ValueError`: As [`~dataset_builders.arguments.find_dataset`].
+        """
+        self.dataset, folder = find_dataset(self.data)
+        self.data_dir = folder or self.data_dir
 
 
 @dataclass(kw_only=True)

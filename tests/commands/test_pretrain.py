@@ -160,7 +160,7 @@ def test_both_stages_in_one_command_and_again(dinov3, photos, tmp_path, capsys):
         (["kd"], "kd reads labels or logits"),
         (["--losses.ifvd", "{}"], "losses.ifvd: ifvd reads labels or logits"),
         (["--teacher", "nowhere"], "No backbone found at 'nowhere'"),
-        (["--images", "nothing"], "No image at 'nothing'"),
+        (["--images", "nothing"], "there is no folder 'nothing'"),
     ],
 )
 def test_what_this_stage_cannot_do_is_refused(words, message, dinov3, photos, tmp_path):
