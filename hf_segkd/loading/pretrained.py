@@ -171,7 +171,7 @@ def _resolve_model_type(name: str | None) -> str:
         if candidate in CONFIG_MAPPING and CONFIG_MAPPING[candidate] in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
             return candidate
     names = list(SHORT_NAMES)
-    names += sorted(set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) - set(names))
+    names += sorted(set(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES) - set(names) - set(SHORT_NAMES.values()))
     if name is None:
         raise ValueError(f"A new model needs a model_type, one of {', '.join(names)}.")
     hint = did_you_mean(name, names, cutoff=0.0)

@@ -10,6 +10,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING, AutoImageProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .backbones import BACKBONES, resolve_backbone
 from .bands import BYTE_RANGE, PIXEL_DTYPES, RGB, Bands
@@ -17,6 +18,7 @@ from .compat import PreTrainedConfig
 from .image_processing import SegmentationImageProcessor
 from .normalization import InputNormalization
 from .outputs import SegmentationOutput, segmentation_loss, upsamples_with_align_corners
+from .released_code import carry_code
 
 __all__ = [
     "BACKBONES",
@@ -82,10 +84,12 @@ for _file, _name in NETWORKS.items():
     # Not through AutoImageProcessor.register: our UperNetConfig has the name of a native class, whose processor it
     # would load first, with a warning about torchvision.
     IMAGE_PROCESSOR_MAPPING.register(_config_class, _PROCESSOR_CLASSES, exist_ok=True)
+    # What the pipeline looks at; without it, it says that it does not support the model.
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[_config_class.model_type] = _model_class.__name__
     # Saved folders carry the code of our models, so that they load where this package is not installed.
-    _config_class.register_for_auto_class()
-    _model_class.register_for_auto_class("AutoModelForSemanticSegmentation")
-SegmentationImageProcessor.register_for_auto_class()
+    _names = {"AutoConfig": _config_class.__name__, "AutoModelForSemanticSegmentation": _model_class.__name__}
+    carry_code(_config_class, _names)
+carry_code(SegmentationImageProcessor, {"AutoImageProcessor": SegmentationImageProcessor.__name__})
 
 
 # What a recipe may say about a new model's images; `align_corners` is the model's own, sizes are the crop's.

@@ -1,24 +1,9 @@
 """DeepLabV3: dilated convolutions at several rates, and the image's mean, on the last map of a backbone."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-from .heads import ConvNormAct, SegmentationConfig, SegmentationModel, dropout
-
-if TYPE_CHECKING:  # earlier releases of transformers bring along only the files that this one names itself
-    from .backbones import resolve_backbone  # noqa: F401
-    from .checkpointing import CheckpointedLayer  # noqa: F401
-    from .compat import field_names  # noqa: F401
-    from .dilated_resnet import DilatedResNetConfig  # noqa: F401
-    from .efficientnet_lite import EfficientNetLiteConfig  # noqa: F401
-    from .mobile_backbone import MobileBackboneConfig  # noqa: F401
-    from .mobilenetv2 import MobileNetV2Config  # noqa: F401
-    from .mobilenetv3 import MobileNetV3Config  # noqa: F401
-    from .mobilevit import MobileViTConfig  # noqa: F401
-    from .outputs import SegmentationOutput  # noqa: F401
-    from .presets import BACKBONES  # noqa: F401
+from .heads import HeadConvNormAct, SegmentationConfig, SegmentationModel, dropout
 
 
 class DeepLabV3Config(SegmentationConfig):
@@ -56,11 +41,11 @@ class DeepLabV3Pyramid(nn.Module):
     def __init__(self, config: DeepLabV3Config, in_channels: int):
         super().__init__()
         width = config.hidden_size
-        self.convs = nn.ModuleList([ConvNormAct(config, in_channels, width, kernel_size=1)])
+        self.convs = nn.ModuleList([HeadConvNormAct(config, in_channels, width, kernel_size=1)])
         for dilation in config.dilations:
-            self.convs.append(ConvNormAct(config, in_channels, width, kernel_size=3, dilation=dilation))
-        self.pool = ConvNormAct(config, in_channels, width, kernel_size=1)
-        self.project = ConvNormAct(config, (len(self.convs) + 1) * width, width, kernel_size=1)
+            self.convs.append(HeadConvNormAct(config, in_channels, width, kernel_size=3, dilation=dilation))
+        self.pool = HeadConvNormAct(config, in_channels, width, kernel_size=1)
+        self.project = HeadConvNormAct(config, (len(self.convs) + 1) * width, width, kernel_size=1)
         self.dropout = dropout(config, config.aspp_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +59,7 @@ class DeepLabV3Head(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.aspp = DeepLabV3Pyramid(config, channels[-1])
-        self.bottleneck = ConvNormAct(config, width, width, kernel_size=3)
+        self.bottleneck = HeadConvNormAct(config, width, width, kernel_size=3)
         self.dropout = dropout(config, config.classifier_dropout)
         self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
 

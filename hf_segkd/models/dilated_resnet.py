@@ -13,8 +13,8 @@ from .checkpointing import CheckpointedLayer
 from .compat import BackboneConfigMixin, BackboneMixin, DataclassConfig, init
 from .presets import BACKBONES
 
-STRIDES = (1, 2, 1, 1)
-DILATIONS = (1, 1, 2, 4)
+STAGE_STRIDES = (1, 2, 1, 1)
+STAGE_DILATIONS = (1, 1, 2, 4)
 LAYERS = {  # depths and kind of block
     "resnet18": ((2, 2, 2, 2), "basic"),
     "resnet34": ((3, 4, 6, 3), "basic"),
@@ -30,7 +30,7 @@ def _preset(depths: tuple[int, ...], layer_type: str, stem: str) -> dict[str, An
     return {"model_type": "segkd_resnet"} | fields
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+RESNETS: dict[str, dict[str, Any]] = {
     f"{name}{suffix}": _preset(*layers, stem)
     for name, layers in LAYERS.items()
     for suffix, stem in (("", "deep"), ("_vanilla", "plain"))
@@ -162,9 +162,9 @@ class DilatedResNetLayer(CheckpointedLayer):
 class DilatedResNetStage(nn.Module):
     def __init__(self, config: DilatedResNetConfig, index: int, in_channels: int):
         super().__init__()
-        out_channels, dilation = config.hidden_sizes[index], DILATIONS[index]
+        out_channels, dilation = config.hidden_sizes[index], STAGE_DILATIONS[index]
         first = max(dilation // 2, 1) if config.first_dilation == "half" else dilation
-        options = [(in_channels, STRIDES[index], first)]
+        options = [(in_channels, STAGE_STRIDES[index], first)]
         options += [(out_channels, 1, dilation)] * (config.depths[index] - 1)
         self.layers = nn.ModuleList(
             DilatedResNetLayer(channels, out_channels, config.layer_type, stride, (block_dilation, dilation))
@@ -252,4 +252,4 @@ class DilatedResNetBackbone(BackboneMixin, PreTrainedModel):
 # Here and not in the package, so that released folders bring it along with their code.
 AutoConfig.register(DilatedResNetConfig.model_type, DilatedResNetConfig, exist_ok=True)
 AutoBackbone.register(DilatedResNetConfig, DilatedResNetBackbone, exist_ok=True)
-BACKBONES.update(PRESETS)
+BACKBONES.update(RESNETS)

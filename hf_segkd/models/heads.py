@@ -80,7 +80,7 @@ class SegmentationConfig(DataclassConfig):
         raise NotImplementedError
 
 
-class ConvNormAct(nn.Module):
+class HeadConvNormAct(nn.Module):
     """Convolution that keeps the size at stride 1, batch norm, (leaky) ReLU."""
 
     def __init__(
@@ -115,7 +115,7 @@ class AuxiliaryHead(nn.Module):
     def __init__(self, config: SegmentationConfig, in_channels: int):
         super().__init__()
         width = config.auxiliary_hidden_size or max(in_channels // 4, 1)
-        self.conv = ConvNormAct(config, in_channels, width, kernel_size=3, bias=config.auxiliary_conv_bias)
+        self.conv = HeadConvNormAct(config, in_channels, width, kernel_size=3, bias=config.auxiliary_conv_bias)
         self.dropout = dropout(config, config.auxiliary_dropout)
         self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
 

@@ -1,25 +1,10 @@
 """PSPNet: the last map of a backbone beside its averages over grids of several sizes."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .heads import ConvNormAct, SegmentationConfig, SegmentationModel, dropout
-
-if TYPE_CHECKING:  # earlier releases of transformers bring along only the files that this one names itself
-    from .backbones import resolve_backbone  # noqa: F401
-    from .checkpointing import CheckpointedLayer  # noqa: F401
-    from .compat import field_names  # noqa: F401
-    from .dilated_resnet import DilatedResNetConfig  # noqa: F401
-    from .efficientnet_lite import EfficientNetLiteConfig  # noqa: F401
-    from .mobile_backbone import MobileBackboneConfig  # noqa: F401
-    from .mobilenetv2 import MobileNetV2Config  # noqa: F401
-    from .mobilenetv3 import MobileNetV3Config  # noqa: F401
-    from .mobilevit import MobileViTConfig  # noqa: F401
-    from .outputs import SegmentationOutput  # noqa: F401
-    from .presets import BACKBONES  # noqa: F401
+from .heads import HeadConvNormAct, SegmentationConfig, SegmentationModel, dropout
 
 
 class PSPNetConfig(SegmentationConfig):
@@ -64,7 +49,7 @@ class PSPNetPyramid(nn.Module):
         width = config.pool_hidden_size or max(in_channels // 4, 1)
         self.pool_sizes = config.pool_sizes
         self.input_first = config.input_first
-        self.convs = nn.ModuleList(ConvNormAct(config, in_channels, width, kernel_size=1) for _ in self.pool_sizes)
+        self.convs = nn.ModuleList(HeadConvNormAct(config, in_channels, width, kernel_size=1) for _ in self.pool_sizes)
         self.out_channels = in_channels + len(self.pool_sizes) * width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +62,7 @@ class PSPNetHead(nn.Module):
     def __init__(self, config: PSPNetConfig, channels: list[int]):
         super().__init__()
         self.psp = PSPNetPyramid(config, channels[-1])
-        self.bottleneck = ConvNormAct(config, self.psp.out_channels, config.hidden_size, kernel_size=3)
+        self.bottleneck = HeadConvNormAct(config, self.psp.out_channels, config.hidden_size, kernel_size=3)
         self.dropout = dropout(config, config.classifier_dropout)
         self.classifier = nn.Conv2d(config.hidden_size, config.num_labels, kernel_size=1)
 

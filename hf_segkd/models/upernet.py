@@ -1,25 +1,10 @@
 """UperNet as CIRKD has it: a pyramid on the last map, merged downwards with the shallower ones."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .heads import ConvNormAct, SegmentationConfig, SegmentationModel, dropout
-
-if TYPE_CHECKING:  # earlier releases of transformers bring along only the files that this one names itself
-    from .backbones import resolve_backbone  # noqa: F401
-    from .checkpointing import CheckpointedLayer  # noqa: F401
-    from .compat import field_names  # noqa: F401
-    from .dilated_resnet import DilatedResNetConfig  # noqa: F401
-    from .efficientnet_lite import EfficientNetLiteConfig  # noqa: F401
-    from .mobile_backbone import MobileBackboneConfig  # noqa: F401
-    from .mobilenetv2 import MobileNetV2Config  # noqa: F401
-    from .mobilenetv3 import MobileNetV3Config  # noqa: F401
-    from .mobilevit import MobileViTConfig  # noqa: F401
-    from .outputs import SegmentationOutput  # noqa: F401
-    from .presets import BACKBONES  # noqa: F401
+from .heads import HeadConvNormAct, SegmentationConfig, SegmentationModel, dropout
 
 
 class UperNetConfig(SegmentationConfig):
@@ -63,7 +48,7 @@ class UperNetPyramid(nn.Module):
         super().__init__()
         width = config.pool_hidden_size
         self.pool_sizes = config.pool_sizes
-        self.convs = nn.ModuleList(ConvNormAct(config, in_channels, width, kernel_size=1) for _ in self.pool_sizes)
+        self.convs = nn.ModuleList(HeadConvNormAct(config, in_channels, width, kernel_size=1) for _ in self.pool_sizes)
         self.out_channels = in_channels + len(self.pool_sizes) * width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,10 +63,12 @@ class UperNetHead(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.psp = UperNetPyramid(config, channels[-1])
-        self.bottleneck = ConvNormAct(config, self.psp.out_channels, width, kernel_size=3)
-        self.lateral_convs = nn.ModuleList(ConvNormAct(config, item, width, kernel_size=1) for item in channels[:-1])
-        self.fpn_convs = nn.ModuleList(ConvNormAct(config, width, width, kernel_size=3) for _ in channels[:-1])
-        self.fpn_bottleneck = ConvNormAct(config, len(channels) * width, width, kernel_size=3, stride=2)
+        self.bottleneck = HeadConvNormAct(config, self.psp.out_channels, width, kernel_size=3)
+        self.lateral_convs = nn.ModuleList(
+            HeadConvNormAct(config, item, width, kernel_size=1) for item in channels[:-1]
+        )
+        self.fpn_convs = nn.ModuleList(HeadConvNormAct(config, width, width, kernel_size=3) for _ in channels[:-1])
+        self.fpn_bottleneck = HeadConvNormAct(config, len(channels) * width, width, kernel_size=3, stride=2)
         self.dropout = dropout(config, config.classifier_dropout)
         self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
 

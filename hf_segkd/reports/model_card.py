@@ -13,6 +13,7 @@ from dataset_builders import DATASETS
 from hf_segkd.data.specs import UNKNOWN_LICENSE
 from hf_segkd.losses import LOSSES
 from hf_segkd.models import SHORT_NAMES
+from hf_segkd.models.released_code import MODULE, OLDEST_TRANSFORMERS
 from hf_segkd.recipe import load_yaml
 from hf_segkd.reports.markdown import code, fence, plain
 from hf_segkd.reports.tables import markdown_table
@@ -236,8 +237,11 @@ def _usage(folder: Path, repo_id: str | None, branch: str | None) -> dict:
     extra = revision + (", trust_remote_code=True" if remote else "")
     bands = _read_json(folder / IMAGE_PROCESSOR_NAME).get("bands")
     sample, where = "figures/sample.npy" if bands else "figures/sample.png", json.dumps(repo_id or ".")
-    needs = "Needs `torch`, `transformers` and " + ("`numpy`" if bands else "`pillow`")
-    needs += ": the model's code is in this folder." if remote else " only."
+    reader = "`numpy`" if bands else "`pillow`"
+    needs = f"Needs `torch`, `transformers` and {reader} only."
+    if remote:
+        oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
+        needs = f"Needs `torch`, `transformers` {oldest} or newer and {reader}: the model's code is `{MODULE}.py`."
     needs += "" if repo_id else " The snippets run in this folder."
     if remote:
         needs += " Where `hf_segkd` is installed and imported, `trust_remote_code=False` serves."

@@ -89,6 +89,7 @@ def test_the_three_train_together_by_their_names(extended, tmp_path):
     teacher = ["--teacher", tmp_path / "teacher"]
     run(extended, "hf_segkd", "distill", "leaves", "toy", *common, *teacher, "--output_dir", tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"model.safetensors", "metrics.json", "README.md", "toy_backbone.py"} <= files
+    assert {"model.safetensors", "metrics.json", "README.md", "modeling_segkd.py"} <= files
+    assert "class ToyBackbone" in (tmp_path / "out" / "modeling_segkd.py").read_text()
     assert "CC0" in (tmp_path / "out" / "README.md").read_text()
     assert "toy" in run(extended, "hf_segkd", "recipes", "toy")

@@ -26,7 +26,7 @@ DISTILL, PUSH = ROOT / "scripts" / "distill.py", ROOT / "scripts" / "push_to_hub
 RELEASED = {
     *("README.md", "config.json", "model.safetensors", "preprocessor_config.json"),
     *("recipe.yaml", "metrics.json", "training_log.json"),
-    *("compat.py", "espnet.py", "image_processing.py", "normalization.py", "outputs.py"),
+    "modeling_segkd.py",
     *(f"figures/{name}.png" for name in ("classes", "curves", "predictions", "sample")),
 }
 # Loads each model folder named on the command line and saves its logits beside it.

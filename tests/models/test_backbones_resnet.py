@@ -7,7 +7,7 @@ from transformers import AutoBackbone, AutoConfig, ResNetConfig
 from helpers.checkpointing import enable_checkpointing
 from hf_segkd.models import BACKBONES, resolve_backbone
 from hf_segkd.models.checkpointing import CheckpointedLayer
-from hf_segkd.models.dilated_resnet import PRESETS, DilatedResNetBackbone, DilatedResNetConfig
+from hf_segkd.models.dilated_resnet import RESNETS, DilatedResNetBackbone, DilatedResNetConfig
 
 TINY = {"stem_width": 4, "depths": (2, 1, 2, 2), "hidden_sizes": (8, 8, 12, 16), "out_indices": [0, 1, 2, 3, 4]}
 PARAMETERS = {
@@ -178,4 +178,4 @@ def test_backbone_of_transformers_goes_by_its_config():
     assert resolve_backbone(spec).out_features == ["stage1", "stage2", "stage3", "stage4"]
     assert resolve_backbone(spec | {"out_features": ["stage4"]}).out_indices == [4]
     config = ResNetConfig()
-    assert resolve_backbone(config) is config and PRESETS.keys() <= BACKBONES.keys()
+    assert resolve_backbone(config) is config and RESNETS.keys() <= BACKBONES.keys()
