@@ -203,6 +203,7 @@ SPEC = DatasetSpec(
     test_split=None,  # nobody has the test labels: papers score the validation split
     license="ADE20K: images for non-commercial research and education only; annotations under BSD-3-Clause.",
     link="http://sceneparsing.csail.mit.edu/",
+    hub_id="zhoubolei/scene_parse_150",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +82,9 @@ class StoredDataset(OpenedDataset):
 
     @cached_property
     def spec(self) -> DatasetSpec:
-        return own_spec(self.name, *self._classes)
+        spec = own_spec(self.name, *self._classes)
+        from_hub = self.name.count("/") == 1 and not Path(self.name).exists()
+        return replace(spec, hub_id=self.name if from_hub else None)
 
     @property
     def splits(self) -> list[str]:

@@ -26,6 +26,8 @@ except ImportError:
     from httpx import TransportError
 
 from hf_segkd.models import MODELS, SegmentationImageProcessor
+from hf_segkd.recipe import dump, load_yaml
+from hf_segkd.values import without_paths
 
 try:
     from transformers import SegformerImageProcessorPil
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 LAST_CHECKPOINT = "last-checkpoint"
 # Training state, pickles and TensorBoard's logs, which name the machine, stay at home.
 NOT_RELEASED = ["checkpoint-*", "_*", "*.bin", "*.pt", "*.pth", "*.log", "runs/*", ".*"]
+WITH_PATHS = ("metrics.json", "benchmark.json", "conversion.json")
 STUDENT_FILES = ["*.json", "model*.safetensors", "*.py"]
 
 
@@ -74,6 +77,9 @@ def open_repository(
 def push_folder(folder: str | Path, repo_id: str, branch: str | None = None, token: str | None = None) -> str:
     """Upload a finished folder in one commit, without checkpoints and logs.
 
+    Paths of this machine in its recipes and reports are shortened to their last part on the way; the folder keeps
+    them, and with them its recipe can be run again here.
+
     Returns:
         `str`: Address of the commit.
 
@@ -82,10 +88,10 @@ def push_folder(folder: str | Path, repo_id: str, branch: str | None = None, tok
             again is part of the message.
     """
     try:
-        with hub_errors(repo_id):
+        with tempfile.TemporaryDirectory() as temporary, hub_errors(repo_id):
             commit = HfApi(token=token).upload_folder(
                 repo_id=repo_id,
-                folder_path=folder,
+                folder_path=_released_copy(Path(folder), Path(temporary)),
                 revision=branch,
                 ignore_patterns=NOT_RELEASED,
                 commit_message="Upload student",
@@ -96,6 +102,21 @@ def push_folder(folder: str | Path, repo_id: str, branch: str | None = None, tok
             f"  {push_command(folder, repo_id, branch)}"
         ) from error
     return commit.commit_url
+
+
+def _released_copy(folder: Path, place: Path) -> Path:
+    copy = place / "released"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    for file in copy.glob("recipe*.yaml"):
+        recipe = load_yaml(file.read_text(encoding="utf-8"))
+        if without_paths(recipe) != recipe:
+            dump(without_paths(recipe), file)
+    for file in (copy / name for name in WITH_PATHS):
+        if file.is_file():
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if without_paths(content) != content:
+                file.write_text(json.dumps(without_paths(content), indent=2) + "\n", encoding="utf-8")
+    return copy
 
 
 def push_command(folder: str | Path, repo_id: str, branch: str | None = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -58,6 +59,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
+dump_text = partial(yaml.dump, Dumper=_Dumper, sort_keys=False, allow_unicode=True)  # what `dump` writes
 
 _BOOL = re.compile(r"^(?:true|True|false|False)$")
 _FLOAT = re.compile(
@@ -177,8 +179,7 @@ def merge(base: dict, update: dict) -> dict:
 
 def dump(recipe: dict[str, Any], path: str | Path) -> None:
     """Write a merged recipe as YAML, in the order of its keys; `load_yaml` gives the same values back."""
-    text = yaml.dump(recipe, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(dump_text(recipe), encoding="utf-8")
 
 
 def recipe_names() -> dict[str, list[str]]:

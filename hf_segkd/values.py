@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, Union, get_args, get_origin
 
 NAMES = {float: "a finite number", int: "a whole number", str: "a word", bool: "true or false"}
@@ -24,6 +26,37 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     """
     if not _fits(value, hint):
         raise ValueError(f"{name} must be {_describe(hint)}, got {value!r}.{did_you_mean(value, words(hint))}")
+
+
+def check_license(license: str | None) -> None:
+    """Check that a license is written as the Hub writes them.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise ValueError(
+            f"license must be written as on the Hub: apache-2.0, mit, cc-by-nc-4.0, other, ...; got {license!r}. "
+            "https://huggingface.co/docs/hub/repositories-licenses lists all."
+        )
+
+
+def without_paths(value: Any) -> Any:
+    """A value from YAML or JSON in which each path that leads out of the folder is shortened to its last part.
+
+    Absolute ones and those from the home folder name a machine and a user; names relative to the folder do not.
+    """
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    if isinstance(value, str) and "\n" not in value:
+        windows = PureWindowsPath(value)
+        if windows.drive and windows.root:
+            return windows.name or value
+        if value.startswith(("/", "~", "..")):
+            return Path(value).name or value
+    return value
 
 
 def words(hint: Any) -> list[str]:

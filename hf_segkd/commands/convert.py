@@ -7,6 +7,7 @@ hf-segkd convert --list
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 
 from dataset_builders import BUILDERS, open_dataset
@@ -73,6 +74,10 @@ def main(argv: list[str] | None = None) -> None:
 
     from hf_segkd.conversion import FAMILIES, convert, converted_processor, load_original, recognize
     from hf_segkd.loading.permissions import follow_umask
+    from hf_segkd.reports.files import write_json
+    from hf_segkd.reports.model_card import write_model_card
+    from hf_segkd.training.finished_run import CONVERSION_FILE
+    from hf_segkd.values import check_license
 
     if args.list:
         width = max(len(family.name) for family in FAMILIES)
@@ -82,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable_progress_bar()
     with readable_errors():
         check_folder(args.folder, args.overwrite)
+        check_license(args.license)
         state_dict = load_original(args.checkpoint)
         model = convert(state_dict, id2label=open_dataset(args.dataset).spec.id2label if args.dataset else None)
         family = recognize(state_dict)
@@ -94,6 +100,16 @@ def main(argv: list[str] | None = None) -> None:
         processor.save_pretrained(args.folder)
         follow_umask(args.folder)
         check_reloaded(args.folder, model, image, logits)
+        conversion = {
+            "checkpoint": args.checkpoint.name,
+            "sha256": hashlib.sha256(args.checkpoint.read_bytes()).hexdigest(),
+            "family": family.name,
+            "checked": family.checked,
+            "dataset": args.dataset,
+            "num_labels": model.config.num_labels,
+        }
+        write_json(conversion, args.folder / CONVERSION_FILE)
+        write_model_card(args.folder, license=args.license)
 
     print(f"family      {family.name}")
     print(f"config      num_labels={model.config.num_labels}, {describe(model.config)}")
@@ -108,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     add("checkpoint", type=Path, nargs="?", help="original file, such as ESP_base_57.8.pth")
     add("folder", type=Path, nargs="?", help="where the model and its image processor are saved")
     add("--dataset", choices=sorted(BUILDERS.keys() - {"folder"}), help="dataset it was trained on, names the classes")
+    add("--license", help="license of the weights for the model card, as on the Hub: apache-2.0, mit, other, ...")
     add("--overwrite", action="store_true", help="save into a folder that holds files already")
     add("--list", action="store_true", help="name the checkpoints that can be read, and stop")
     return parser

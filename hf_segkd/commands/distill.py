@@ -187,7 +187,9 @@ def build(
     from hf_segkd.training.inputs import training_data
     from hf_segkd.training.stored_teacher import attach, stored_teacher
     from hf_segkd.training.trainer import DistillationTrainer
+    from hf_segkd.values import check_license
 
+    check_license(script.license)
     spec = dataset.spec
     check_unlabeled(script, config)
     teacher, teacher_processor = None, None

@@ -21,6 +21,7 @@ class DatasetSpec:
         test_split (`str`, *optional*, defaults to `"test"`): Split of reported numbers, `None` if unlabeled.
         license (`str`, *optional*): One sentence on what the data may be used for; model cards print it.
         link (`str`, *optional*): Page of the dataset.
+        hub_id (`str`, *optional*): Its `"owner/name"` among the Hub's datasets; model cards link it.
 
     Raises:
         `ValueError`: If the number of colors differs from the number of names.
@@ -35,6 +36,7 @@ class DatasetSpec:
     test_split: str | None = "test"
     license: str = UNKNOWN_LICENSE
     link: str | None = None
+    hub_id: str | None = None
 
     def __post_init__(self):
         if len(self.labels) != len(self.palette):

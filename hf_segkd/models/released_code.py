@@ -200,7 +200,8 @@ def _names(body: list[ast.stmt]) -> Iterator[str]:
             yield from (item.asname or item.name for item in node.names)
         elif isinstance(node, ast.Assign | ast.AnnAssign | ast.For):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            yield from (item.id for target in targets for item in ast.walk(target) if isinstance(item, ast.Name))
+            names = (item for target in targets for item in ast.walk(target) if isinstance(item, ast.Name))
+            yield from (name.id for name in names if isinstance(name.ctx, ast.Store))  # not of `table["key"] = value`
         if isinstance(node, ast.Try | ast.If | ast.For):
             yield from _names([*node.body, *node.orelse])
         if isinstance(node, ast.Try):

@@ -25,7 +25,7 @@ def plot_class_bars(reports: dict[str, dict], path: str | Path) -> None:
     """
     labels = list(next(iter(reports.values()))["per_class_iou"])
     height = 0.8 / len(reports)
-    figure = new_figure((7, 1.2 + len(labels) * max(0.28, 0.14 * len(reports))))
+    figure = new_figure((10, 1.2 + len(labels) * max(0.28, 0.16 * len(reports))))  # as wide as the curves
     axes = figure.subplots()
     for number, (name, report) in enumerate(reports.items()):
         values = [100 * (report["per_class_iou"][label] or 0) for label in labels]
@@ -34,9 +34,8 @@ def plot_class_bars(reports: dict[str, dict], path: str | Path) -> None:
         places = np.arange(len(labels)) + (number - (len(reports) - 1) / 2) * height
         bars = axes.barh(places, values, height, label=title)
         present = [report["per_class_iou"][label] is not None for label in labels]
-        axes.bar_label(
-            bars, [f"{x:.1f}" if here else "absent" for x, here in zip(values, present, strict=True)], padding=2
-        )
+        texts = [f"{x:.1f}" if here else "absent" for x, here in zip(values, present, strict=True)]
+        axes.bar_label(bars, texts, padding=2, fontsize=8)
     axes.set(xlabel="IoU (%)", xlim=(0, 109), yticks=range(len(labels)), yticklabels=[*map(_plain, labels)])
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
@@ -97,6 +96,7 @@ def plot_curves(history: dict[str, list[dict]], path: str | Path) -> None:
                 axes.plot(*zip(*points, strict=True), label=_plain(run), marker="o", markersize=3)
         axes.set(xlabel="training step", ylabel=name)
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.lines:
             axes.legend()
     figure.savefig(path, dpi=150)

@@ -19,6 +19,7 @@ from hf_segkd.evaluation.profiling import count_macs, hardware_name, peak_memory
 from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import WHOLE, Segmenter
 from hf_segkd.models import Bands
+from hf_segkd.hub import pin_revision
 from hf_segkd.training.trainer import DistillationTrainer
 
 
@@ -76,13 +77,15 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
 
     Returns:
         `dict`: What was evaluated and how; seed; steps done and asked for, images and labeled pixels trained on;
-        `models` (parameters and MACs of the student; of the teacher also scores, fractions); `loss_parameters`, those
-        trained beside the student's; `hardware`, `processes`; `commit` of the code, `None` where it is not known.
+        `models` (parameters and MACs of the student; of the teacher also scores, fractions); `hub`, the ids there of
+        dataset and the student's start, where they have one; `loss_parameters`, those trained beside the student's;
+        `hardware`, `processes`; `commit` of the code, `None` where it is not known.
     """
     size = tuple(size)
     hardware = hardware_name(trainer.args.device)
     if trainer.args.device.type == "cpu":
-        hardware += f", {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        hardware += f", {threads} thread{'s' if threads > 1 else ''}"
     losses = trainer.accelerator.unwrap_model(trainer.model).losses
     models = {"student": model_costs(trainer.student, size)}
     if trainer.teacher is not None:
@@ -101,12 +104,19 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
         "trained_on": trainer.work.gather(),
         "models": models,
         **({"stored_teacher": True} if stored else {}),
+        "hub": {"dataset": spec.hub_id, "student": hub_id(trainer.student)},
         "loss_parameters": sum(x.numel() for x in losses.parameters()),
         "macs_size": list(size),
         "hardware": hardware,
         "processes": trainer.args.world_size,
         "commit": source_commit(),
     }
+
+
+def hub_id(model: PreTrainedModel) -> str | None:
+    """Where on the Hub a model was loaded from; `None` for folders, files and new models."""
+    place = model.name_or_path
+    return place if place and not Path(place).exists() and pin_revision(place) else None
 
 
 def model_costs(model: PreTrainedModel, size: tuple[int, int]) -> dict:

@@ -1,4 +1,4 @@
-"""README.md of a finished run, written from what the run left in its folder."""
+"""README.md of a finished run or a converted checkpoint, written from what is in its folder."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 from urllib.parse import quote
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers.utils import IMAGE_PROCESSOR_NAME
+from huggingface_hub import ModelCard
 
-from dataset_builders import DATASETS
-from hf_segkd.data.specs import UNKNOWN_LICENSE
 from hf_segkd.losses import LOSSES
-from hf_segkd.models import SHORT_NAMES
-from hf_segkd.models.released_code import MODULE, OLDEST_TRANSFORMERS
-from hf_segkd.recipe import load_yaml
+from hf_segkd.recipe import dump_text, load_yaml
+from hf_segkd.reports.card_data import card_data
+from hf_segkd.reports.card_text import converted_content, data_license, usage
 from hf_segkd.reports.markdown import code, fence, plain
 from hf_segkd.reports.tables import markdown_table
-from hf_segkd.training.resume import change_lines, differences, earlier_recipes
+from hf_segkd.training.finished_run import CONVERSION_FILE, METRICS_FILE
+from hf_segkd.training.resume import RECIPE_FILE, change_lines, differences, earlier_recipes
+from hf_segkd.values import check_license, without_paths
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 FIGURES = {
@@ -27,88 +26,87 @@ FIGURES = {
 }
 
 
-def write_model_card(folder: str | Path, repo_id: str | None = None, branch: str | None = None) -> None:
-    """Write `README.md` from `config.json`, `metrics.json`, `recipe.yaml` and the figures of a finished run.
+def write_model_card(
+    folder: str | Path, repo_id: str | None = None, branch: str | None = None, license: str | None = None
+) -> None:
+    """Write `README.md` from the files of a finished run, or of a converted checkpoint.
 
     Args:
-        folder (`str` or `Path`): The run's folder.
+        folder (`str` or `Path`): With `config.json`, and `metrics.json` and `recipe.yaml` or `conversion.json`.
         repo_id (`str`, *optional*): Where the folder will be on the Hub: the snippets load from there. Without, they
             run inside the folder.
         branch (`str`, *optional*): Branch of the repository, other than `main`.
+        license (`str`, *optional*): Of the weights, as the Hub writes it; defaults to that of the recipe.
     """
-    (Path(folder) / "README.md").write_text(model_card(folder, repo_id, branch), encoding="utf-8")
+    (Path(folder) / "README.md").write_text(model_card(folder, repo_id, branch, license), encoding="utf-8")
 
 
-def update_model_card(folder: str | Path, repo_id: str, branch: str | None = None) -> bool:
+def update_model_card(folder: str | Path, repo_id: str, branch: str | None = None, license: str | None = None) -> bool:
     """Let the card's snippets load from `repo_id`; a card that somebody has changed by hand is left alone.
+
+    Without a `license` the card keeps the one that it has.
 
     Returns:
         `bool`: Whether the card in the folder is now that of the repository.
     """
-    readme, wanted = Path(folder) / "README.md", model_card(folder, repo_id, branch)
-    if not readme.is_file() or readme.read_text(encoding="utf-8") == model_card(folder):
+    readme = Path(folder) / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    was = None if text is None else ModelCard(text, ignore_metadata_errors=True).data.license
+    ours = (model_card(folder, license=was), model_card(folder, repo_id, branch, was))
+    wanted = model_card(folder, repo_id, branch, license or was)
+    if text is None or text in ours:
         readme.write_text(wanted, encoding="utf-8")
     return readme.read_text(encoding="utf-8") == wanted
 
 
-def model_card(folder: str | Path, repo_id: str | None = None, branch: str | None = None) -> str:
+def model_card(
+    folder: str | Path, repo_id: str | None = None, branch: str | None = None, license: str | None = None
+) -> str:
     """Text of [`write_model_card`]; the same folder gives the same text."""
     folder = Path(folder).absolute()
-    config, report = _read_json(folder / "config.json"), _read_json(folder / "metrics.json")
-    recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8").strip()
-    recipe = load_yaml(recipe_text)
     title = repo_id.split("/")[-1] if repo_id else folder.name
+    config = _read_json(folder / "config.json")
+    report = teachers = None
+    if (folder / METRICS_FILE).is_file():
+        report = without_paths(_read_json(folder / METRICS_FILE))
+        recipe_text = (folder / RECIPE_FILE).read_text(encoding="utf-8")
+        recipe = load_yaml(recipe_text)
+        license = license or recipe.get("license")
+        if _has_teacher(report):
+            teachers = [own["model"] for own, revision in _teachers(recipe) if revision is not None]
+        content = _trained(folder, config, report, recipe_text)
+    else:
+        content = converted_content(config, _read_json(folder / CONVERSION_FILE))
+    check_license(license)
+    content |= {"title": plain(title), "weights_license": license, **usage(folder, repo_id, branch)}
+    data = card_data(folder, title, config, license, report, teachers)
+    return str(ModelCard.from_template(data, template_path=str(TEMPLATE), **content)).rstrip() + "\n"
+
+
+def _trained(folder: Path, config: dict, report: dict, recipe_text: str) -> dict:
+    """What the template says of a run."""
+    own = load_yaml(recipe_text)
+    recipe = without_paths(own)
+    shown = recipe_text.strip() if recipe == own else dump_text(recipe).strip()
     specs = recipe.get("losses", {"task": {}})
     methods = [LOSSES[options.get("type", name)] for name, options in specs.items()]
-    columns, rows = _results(report, _latency(folder, recipe))
+    columns, rows = _results(report, _latency(folder, own))
     class_columns, class_rows = _classes(report)
-    content = {
-        "title": plain(title),
+    return {
         "sentence": _sentence(config, report, recipe, [method for method in methods if method.needs_teacher]),
         "table": markdown_table(["", *columns], rows, numbers=True),
         "protocol": _protocol(report),
         "figures": [(path, caption) for path, caption in FIGURES.items() if (folder / path).is_file()],
         "class_table": markdown_table(["class", *class_columns], class_rows, numbers=True),
-        **_usage(folder, repo_id, branch),
-        "bands": _bands(_read_json(folder / IMAGE_PROCESSOR_NAME)),
+        "origin": "Training",
         "facts": _training(report, recipe) + _prompt_facts(recipe) + _changes(folder, recipe),
-        "recipe": recipe_text,
-        "fence": fence(recipe_text),
-        "license": _data_license(report["dataset"]),
+        "recipe": shown,
+        "shortened": recipe != own,
+        "fence": fence(shown),
+        "license": data_license(report["dataset"]),
         "methods": _methods(specs),
         "citations": "\n\n".join(dict.fromkeys(method.citation for method in methods if method.citation)),
     }
-    card = ModelCard.from_template(_card_data(title, config, report, recipe), template_path=str(TEMPLATE), **content)
-    return str(card).rstrip() + "\n"
-
-
-def _card_data(title: str, config: dict, report: dict, recipe: dict) -> ModelCardData:
-    common = {
-        "task_type": "image-segmentation",
-        "task_name": "Semantic segmentation",
-        "dataset_type": report["dataset"],
-        "dataset_name": report["dataset"],
-        "dataset_split": report["split"],
-    }
-    names = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Pixel accuracy"}
-    args = {"protocol": report["protocol"]}
-    results = [
-        EvalResult(**common, metric_type=key, metric_name=name, metric_value=round(report[key], 6), metric_args=args)
-        for key, name in names.items()
-        if report[key] is not None
-    ]
-    student = recipe["student"]
-    from_hub = isinstance(student, str) and student.count("/") == 1 and not Path(student).exists()
-    short_names = {model_type: name for name, model_type in SHORT_NAMES.items()}
-    tags = ["hf_segkd", "semantic-segmentation", short_names.get(config["model_type"], config["model_type"])]
-    return ModelCardData(
-        model_name=title,
-        eval_results=results,
-        pipeline_tag="image-segmentation",
-        library_name="transformers",
-        base_model=student if from_hub else None,
-        tags=tags + (["knowledge-distillation"] if _has_teacher(report) else []),
-    )
 
 
 def _sentence(config: dict, report: dict, recipe: dict, methods: list) -> str:
@@ -124,20 +122,10 @@ def _sentence(config: dict, report: dict, recipe: dict, methods: list) -> str:
     return f"{text}: {score}."
 
 
-def _data_license(dataset: str) -> str:
-    """What the data may be used for, and where it comes from."""
-    if dataset not in DATASETS:
-        return UNKNOWN_LICENSE
-    spec = DATASETS[dataset]
-    return f"{spec.license} Source: {spec.link}" if spec.link else spec.license
-
-
 def _teacher_name(recipe: dict) -> str:
-    given = recipe["teacher"] if isinstance(recipe["teacher"], list) else [recipe["teacher"]]
     names = []
-    for entry in given:
-        own = {"model": entry} if isinstance(entry, str) else entry
-        model, revision = own["model"], own.get("revision", recipe.get("teacher_revision"))
+    for own, revision in _teachers(recipe):
+        model = own["model"]
         name = code(Path(model).name)
         if revision is not None:
             name = f"[{plain(model)}](https://huggingface.co/{quote(model)}/tree/{quote(revision)})"
@@ -157,6 +145,13 @@ def _prompt_facts(recipe: dict) -> list[str]:
         asked += [f"everything else: {entry['background']}"] if entry.get("background") else []
         facts.append(f"the teacher's labels came from prompts, no person drew them ({plain('; '.join(asked))})")
     return facts
+
+
+def _teachers(recipe: dict) -> list[tuple[dict, str | None]]:
+    """Each teacher's description, and its revision if it is from the Hub."""
+    given = recipe.get("teacher") or []
+    described = [{"model": x} if isinstance(x, str) else x for x in (given if isinstance(given, list) else [given])]
+    return [(own, own.get("revision", recipe.get("teacher_revision"))) for own in described]
 
 
 def _teacher(report: dict) -> dict:
@@ -230,44 +225,6 @@ def _protocol(report: dict) -> str:
     )
 
 
-def _usage(folder: Path, repo_id: str | None, branch: str | None) -> dict:
-    # Native students have no code in their folder, and nothing to trust.
-    remote = any(path.suffix == ".py" for path in folder.iterdir())
-    revision = f", revision={json.dumps(branch)}" if branch else ""
-    extra = revision + (", trust_remote_code=True" if remote else "")
-    bands = _read_json(folder / IMAGE_PROCESSOR_NAME).get("bands")
-    sample, where = "figures/sample.npy" if bands else "figures/sample.png", json.dumps(repo_id or ".")
-    reader = "`numpy`" if bands else "`pillow`"
-    needs = f"Needs `torch`, `transformers` and {reader} only."
-    if remote:
-        oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
-        needs = f"Needs `torch`, `transformers` {oldest} or newer and {reader}: the model's code is `{MODULE}.py`."
-    needs += "" if repo_id else " The snippets run in this folder."
-    if remote:
-        needs += " Where `hf_segkd` is installed and imported, `trust_remote_code=False` serves."
-    return {
-        "requirements": needs,
-        "remote_image": repo_id is not None,
-        "load_arguments": f"model={where}{extra}",
-        "load_arguments_positional": f"{where}{extra}",
-        "image": f'hf_hub_download({where}, "{sample}"{revision})' if repo_id else f'"{sample}"',
-    }
-
-
-def _bands(processor: dict) -> dict | None:
-    """What images hold that are not 8-bit RGB, for the card: one row for each band."""
-    if not processor.get("bands"):
-        return None
-    statistics = zip(processor["bands"], processor["image_mean"], processor["image_std"], strict=True)
-    return {
-        "dtype": processor["pixel_dtype"],
-        "count": len(processor["bands"]),
-        "range": [f"{value:g}" for value in processor.get("pixel_range") or ()],
-        "divided": processor["do_rescale"],
-        "rows": [[name, f"{mean:.6g}", f"{std:.6g}"] for name, mean, std in statistics],
-    }
-
-
 def _training(report: dict, recipe: dict) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     processes = f", {report['processes']} processes" if report["processes"] > 1 else ""
@@ -279,6 +236,8 @@ def _training(report: dict, recipe: dict) -> list[str]:
         f"peak memory: {report['peak_memory_mib']} MiB",
         f"versions: {versions}" + (f"; code at commit {report['commit'][:12]}" if report["commit"] else ""),
     ]
+    if isinstance(recipe["student"], str):
+        facts.insert(0, f"start: {_start(report, recipe)}")
     if not _has_teacher(report):
         return facts
     stored = ", from its predictions for the whole training images, computed before" if _is_stored(report) else ""
@@ -297,6 +256,14 @@ def _images(report: dict) -> list[str]:
     ]
 
 
+def _start(report: dict, recipe: dict) -> str:
+    """The student that the run began with."""
+    start = report.get("hub", {}).get("student")
+    if start is None:
+        return code(Path(recipe["student"]).name)
+    return f"[{plain(start)}](https://huggingface.co/{quote(start)})"
+
+
 def _steps(report: dict) -> str:
     asked = report.get("steps_asked", report["steps"])
     return f"{report['steps']}" if asked == report["steps"] else f"{report['steps']} ({asked} were asked for)"
@@ -306,12 +273,15 @@ def _time(report: dict) -> str:
     seconds = report["seconds_per_step"]
     if seconds is None:
         return "not measured, the run was resumed after its last step"
-    return f"{seconds} s a step, {seconds * report['steps'] / 60:.1f} minutes without evaluations"
+    total = seconds * report["steps"]
+    duration = f"{total / 60:.1f} minutes" if total >= 60 else f"{total:.0f} seconds"
+    return f"{seconds} s a step, {duration} without evaluations"
 
 
 def _changes(folder: Path, recipe: dict) -> list[str]:
     """One fact for each time that the run was resumed with changes."""
     parts = earlier_recipes(folder)
+    parts = [(step, without_paths(part)) for step, part in parts]
     following = [*(part for _, part in parts), recipe][1:]
     facts = []
     for (step, was), now in zip(parts, following, strict=True):

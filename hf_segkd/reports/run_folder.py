@@ -127,7 +127,11 @@ def draw(folder: str | Path, repo_id: str | None = None, branch: str | None = No
         write_class_figure(report, folder / "figures" / "classes.png")
     with optional("figures/curves.png", again):
         log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
-        write_curves({"student": log}, folder / "figures" / "curves.png")
+        file = folder / "figures" / "curves.png"
+        if len({entry["step"] for entry in log if "eval_mean_iou" in entry}) > 1:  # one point is no curve
+            write_curves({"student": log}, file)
+        else:
+            file.unlink(missing_ok=True)
     with optional("README.md", again):
         write_model_card(folder, repo_id, branch)
 

@@ -6,24 +6,26 @@ import json
 from pathlib import Path
 
 METRICS_FILE = "metrics.json"
+CONVERSION_FILE = "conversion.json"  # in place of it, where an original checkpoint was converted
 INDEX_FILE = "model.safetensors.index.json"  # of a student in several files
 STUDENT_FILE = "model.safetensors"
 
 
-def missing_of_run(folder: str | Path) -> str | None:
+def missing_of_run(folder: str | Path, scores: str = METRICS_FILE) -> str | None:
     """What a finished run has and this folder has not.
 
     `metrics.json` is written last, so that a folder without it is of a run that did not end.
 
     Args:
         folder (`str` or `Path`): `output_dir` of a run.
+        scores (`str`, *optional*, defaults to `"metrics.json"`): The file that tells of it.
 
     Returns:
         `str | None`: The first file that is missing, empty or cut short, and what is wrong with it; `None` for a
         finished run.
     """
     folder = Path(folder)
-    for name in ("config.json", METRICS_FILE):
+    for name in ("config.json", scores):
         try:
             whole = isinstance(json.loads((folder / name).read_text(encoding="utf-8")), dict)
         except FileNotFoundError:

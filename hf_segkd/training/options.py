@@ -91,6 +91,9 @@ class ScriptArguments(InputArguments, TeacherArguments):
     trust_remote_code: bool = field(
         default=False, metadata=_help("Run the Python code that a model from the Hub brings.")
     )
+    license: str | None = field(
+        default=None, metadata=_help("License of the student for its model card, as on the Hub: apache-2.0, ...")
+    )
     overwrite: bool = field(default=False, metadata=_help("Replace an earlier run in output_dir."))
     resume: bool = field(default=False, metadata=_help("Continue from the newest complete checkpoint in output_dir."))
     resume_with_changes: bool = field(

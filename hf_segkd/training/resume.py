@@ -15,6 +15,7 @@ EARLIER_RECIPE = "recipe_until_{}.yaml"
 # What changes neither data nor weights nor scores: where things are written, what is logged, who reads images.
 MAY_DIFFER = {
     *("resume", "resume_with_changes", "overwrite", "output_dir", "trust_remote_code", "check_data", "cache_dir"),
+    "license",
     *("save_steps", "save_strategy", "save_total_limit", "keep_checkpoints", "per_device_eval_batch_size"),
     *("report_to", "run_name", "project", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node"),
     *("ddp_timeout", "torch_empty_cache_steps", "include_num_input_tokens_seen", "use_cpu", "skip_memory_metrics"),

@@ -21,6 +21,8 @@ from helpers.tiny import LABELS
 from hf_segkd.hub import released_processor
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import MODELS, default_processor
+from hf_segkd.recipe import load_yaml
+from hf_segkd.values import without_paths
 
 DISTILL, PUSH = ROOT / "scripts" / "distill.py", ROOT / "scripts" / "push_to_hub.py"
 RELEASED = {
@@ -85,7 +87,10 @@ def test_run_pushes_its_folder_and_training_state_where_it_was_asked(hub, pushed
     state = {path for path in files if path.startswith("last-checkpoint/")}
     assert files.keys() - state == RELEASED
     assert {"last-checkpoint/optimizer.pt", "last-checkpoint/config.json"} < state
-    assert all(files[name] == (folder / name).read_bytes() for name in RELEASED)
+    assert all(files[name] == (folder / name).read_bytes() for name in RELEASED - {"recipe.yaml"})
+    own = load_yaml((folder / "recipe.yaml").read_text())
+    assert own["output_dir"] == str(folder) and load_yaml(files["recipe.yaml"].decode()) == without_paths(own)
+    assert not any(str(folder.parent).encode() in files[name] for name in RELEASED)
     assert (folder / "checkpoint-4").is_dir() and hub.repositories["models/alice/student"].private
     assert f"{hub.endpoint}/alice/student/commit/" in printed
 

@@ -9,10 +9,9 @@ from huggingface_hub import ModelCard
 from transformers import pipeline
 
 from dataset_builders import DATASETS
-from helpers.commands import distill
-from helpers.hub_runs import RECIPE, WITHOUT_PACKAGE, recipe, run, snippets
+from helpers.hub_runs import RECIPE, WITHOUT_PACKAGE, run, snippets
 from helpers.hub_storage import card_errors, metadata
-from helpers.tiny import LABELS, TINY
+from helpers.tiny import LABELS
 from hf_segkd.data.specs import UNKNOWN_LICENSE
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.losses import LOSSES
@@ -20,26 +19,6 @@ from hf_segkd.recipe import dump, load_yaml
 from hf_segkd.reports.markdown import code, fence, plain
 from hf_segkd.reports.model_card import model_card, update_model_card, write_model_card
 from hf_segkd.reports.run_folder import begin_run
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A distilled student; its teacher is the same network, wider."""
-    folder = tmp_path_factory.mktemp("runs")
-    wide = {**TINY, "hidden_sizes": [4, 10, 15], "use_decoder": True}
-    distill.main([recipe(folder, student=wide, max_steps=2), "--output_dir", str(folder / "teacher")])
-    losses = {"task": {}, "kd": {"weight": 1.0}, "logits": {"type": "cwd", "layer": "logits", "weight": 3.0}}
-    argv = [recipe(folder, losses=losses, max_steps=2), "--teacher", str(folder / "teacher")]
-    distill.main([*argv, "--output_dir", str(folder / "student")])
-    return folder / "student"
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    """A folder whose files may be changed."""
-    for name in ("config.json", "preprocessor_config.json", "metrics.json", "recipe.yaml"):
-        (tmp_path / name).write_text((finished / name).read_text())
-    return tmp_path
 
 
 def cells(card: str, name: str) -> list[str]:
@@ -86,7 +65,9 @@ def test_linked_files_exist_and_the_recipe_is_the_folders(finished):
     links = [line.split("](")[1].rstrip(")") for line in card.splitlines() if line.startswith("![")]
     assert {"figures/predictions.png", "figures/classes.png", "figures/curves.png"} == set(links)
     assert all((finished / link).is_file() for link in links)
-    assert (finished / "recipe.yaml").read_text().strip() in card
+    recipe = load_yaml((finished / "recipe.yaml").read_text())
+    (shown,) = re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)
+    assert load_yaml(shown) == {**recipe, "teacher": "teacher", "output_dir": "student"}
 
 
 def test_snippets_run_in_the_folder_where_the_package_is_absent(finished):
