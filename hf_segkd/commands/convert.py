@@ -64,6 +64,24 @@ def check_reloaded(folder: Path, model, image, logits) -> None:
         raise ValueError(f"The model saved in '{folder}' is not the one converted.")
 
 
+def write_card(args: argparse.Namespace, family, num_labels: int) -> None:
+    """Where the weights are from, as `conversion.json`, and the model card that says so."""
+    from hf_segkd.reports.files import write_json
+    from hf_segkd.reports.model_card import write_model_card
+    from hf_segkd.training.finished_run import CONVERSION_FILE
+
+    conversion = {
+        "checkpoint": args.checkpoint.name,
+        "sha256": hashlib.sha256(args.checkpoint.read_bytes()).hexdigest(),
+        "family": family.name,
+        "checked": family.checked,
+        "dataset": args.dataset,
+        "num_labels": num_labels,
+    }
+    write_json(conversion, args.folder / CONVERSION_FILE)
+    write_model_card(args.folder, license=args.license)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Convert what the command line names, or list what can be converted."""
     args = parser().parse_args(argv)
@@ -74,9 +92,6 @@ def main(argv: list[str] | None = None) -> None:
 
     from hf_segkd.conversion import FAMILIES, convert, converted_processor, load_original, recognize
     from hf_segkd.loading.permissions import follow_umask
-    from hf_segkd.reports.files import write_json
-    from hf_segkd.reports.model_card import write_model_card
-    from hf_segkd.training.finished_run import CONVERSION_FILE
     from hf_segkd.values import check_license
 
     if args.list:
@@ -100,16 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         processor.save_pretrained(args.folder)
         follow_umask(args.folder)
         check_reloaded(args.folder, model, image, logits)
-        conversion = {
-            "checkpoint": args.checkpoint.name,
-            "sha256": hashlib.sha256(args.checkpoint.read_bytes()).hexdigest(),
-            "family": family.name,
-            "checked": family.checked,
-            "dataset": args.dataset,
-            "num_labels": model.config.num_labels,
-        }
-        write_json(conversion, args.folder / CONVERSION_FILE)
-        write_model_card(args.folder, license=args.license)
+        write_card(args, family, model.config.num_labels)
 
     print(f"family      {family.name}")
     print(f"config      num_labels={model.config.num_labels}, {describe(model.config)}")

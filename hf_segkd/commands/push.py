@@ -44,7 +44,7 @@ def check_folder(folder: str) -> None:
     """
     from hf_segkd.training.finished_run import CONVERSION_FILE, missing_of_run
 
-    if (Path(folder) / CONVERSION_FILE).is_file():
+    if (Path(folder) / CONVERSION_FILE).is_file() and not (Path(folder) / "recipe.yaml").is_file():
         missing = missing_of_run(folder, CONVERSION_FILE)
         if missing:
             raise ValueError(f"{folder!r} is not the folder of a converted checkpoint: {missing}.")

@@ -86,3 +86,16 @@ def converted_content(config: dict, conversion: dict) -> dict:
         ],
         "license": data_license(conversion["dataset"]) if conversion["dataset"] else UNKNOWN_LICENSE,
     }
+
+
+def prompt_facts(recipe: dict) -> list[str]:
+    """One fact for each teacher that was asked in words."""
+    given = recipe.get("teacher")
+    facts = []
+    for entry in given if isinstance(given, list) else [given]:
+        if not isinstance(entry, dict) or "prompts" not in entry:
+            continue
+        asked = [f"{name}: {x if isinstance(x, str) else ', '.join(x)}" for name, x in entry["prompts"].items()]
+        asked += [f"everything else: {entry['background']}"] if entry.get("background") else []
+        facts.append(f"the teacher's labels came from prompts, no person drew them ({plain('; '.join(asked))})")
+    return facts

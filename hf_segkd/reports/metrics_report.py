@@ -18,8 +18,8 @@ from hf_segkd.data import DatasetSpec
 from hf_segkd.evaluation.profiling import count_macs, hardware_name, peak_memory_mib
 from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import WHOLE, Segmenter
-from hf_segkd.models import Bands
 from hf_segkd.hub import pin_revision
+from hf_segkd.models import Bands
 from hf_segkd.training.trainer import DistillationTrainer
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from hf_segkd.losses import LOSSES
 from hf_segkd.recipe import dump_text, load_yaml
 from hf_segkd.reports.card_data import card_data
-from hf_segkd.reports.card_text import converted_content, data_license, usage
+from hf_segkd.reports.card_text import converted_content, data_license, prompt_facts, usage
 from hf_segkd.reports.markdown import code, fence, plain
 from hf_segkd.reports.tables import markdown_table
 from hf_segkd.training.finished_run import CONVERSION_FILE, METRICS_FILE
@@ -99,7 +99,7 @@ def _trained(folder: Path, config: dict, report: dict, recipe_text: str) -> dict
         "figures": [(path, caption) for path, caption in FIGURES.items() if (folder / path).is_file()],
         "class_table": markdown_table(["class", *class_columns], class_rows, numbers=True),
         "origin": "Training",
-        "facts": _training(report, recipe) + _prompt_facts(recipe) + _changes(folder, recipe),
+        "facts": _training(report, recipe) + prompt_facts(recipe) + _changes(folder, recipe),
         "recipe": shown,
         "shortened": recipe != own,
         "fence": fence(shown),
@@ -132,19 +132,6 @@ def _teacher_name(recipe: dict) -> str:
         weight = own.get("weight", 1)
         names.append(name if weight == 1 else f"{weight:g} x {name}")
     return " and ".join(names)
-
-
-def _prompt_facts(recipe: dict) -> list[str]:
-    """One fact for each teacher that was asked in words."""
-    given = recipe.get("teacher")
-    facts = []
-    for entry in given if isinstance(given, list) else [given]:
-        if not isinstance(entry, dict) or "prompts" not in entry:
-            continue
-        asked = [f"{name}: {x if isinstance(x, str) else ', '.join(x)}" for name, x in entry["prompts"].items()]
-        asked += [f"everything else: {entry['background']}"] if entry.get("background") else []
-        facts.append(f"the teacher's labels came from prompts, no person drew them ({plain('; '.join(asked))})")
-    return facts
 
 
 def _teachers(recipe: dict) -> list[tuple[dict, str | None]]:
