@@ -3,10 +3,13 @@
     hf-segkd export MODEL --output_dir OUT
     hf-segkd export MODEL --precisions fp32 fp16 int8 int8_dynamic --dataset camvid --data_dir CamVid --split test \\
         --output_dir OUT
+    hf-segkd export MODEL --layout transformers.js --precisions fp16 int8_dynamic --output_dir OUT
 
 MODEL is a folder, a Hub id or an original checkpoint (.pth). A file takes uint8 RGB images (B, H, W, 3) of any size,
 or the stored values of a model's bands (B, H, W, C), and returns class ids (B, H, W). With --dataset, the table has
-the mIoU of each file; int8 is calibrated on its training split.
+the mIoU of each file; int8 is calibrated on its training split. With --layout transformers.js, OUT is a model folder
+for that library: onnx/model.onnx from pixel_values to logits, model_fp16.onnx and model_quantized.onnx (int8_dynamic)
+beside it, and its two configs.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import logging
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8_dynamic")
 OUTPUTS = ("labels", "logits")
+LAYOUTS = ("file", "transformers.js")
 MIN_AGREEMENT = 0.9999
 
 
@@ -52,7 +57,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
     with readable_errors():
         if "int8" in arguments.precisions and not arguments.dataset:
             raise ValueError("int8 is calibrated on training images: give a --dataset, or choose int8_dynamic.")
+        check_layout(arguments)
         model, processor = load_model(arguments.model)
+        if arguments.layout == "transformers.js":
+            return export_transformers_js(model, processor, arguments)
         dataset = open_from_arguments(arguments) if arguments.dataset else None
         if dataset:
             check_classes(model, dataset.spec.labels, "model")
@@ -80,8 +88,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     (Path(arguments.output_dir) / "export.md").write_text(text, encoding="utf-8")
     report = {"made_with": made_with, "conditions": conditions, "rows": rows}
     write_json(report, Path(arguments.output_dir) / "export.json")
-    if rows[1]["equal_pixels"] < MIN_AGREEMENT:
-        sys.exit(f"error: the fp32 file disagrees with PyTorch on more than {1 - MIN_AGREEMENT:.2%} of the pixels.")
+    check_agreement(rows[1])
     return rows
 
 
@@ -104,6 +111,58 @@ def begin_export(folder: Path, made_with: dict, overwrite: bool) -> None:
             file.unlink()
     (folder / "export.md").unlink(missing_ok=True)
     write_json({"made_with": made_with}, manifest)
+
+
+def check_layout(arguments: argparse.Namespace) -> None:
+    """Check that the flags fit the layout.
+
+    Raises:
+        ValueError: If the folder of transformers.js is asked for something that it cannot hold.
+    """
+    if arguments.layout == "file":
+        return
+    given = [f"--{name}" for name in ("size", "dataset", "data_dir", "split") if getattr(arguments, name)]
+    given += ["--precisions int8"] if "int8" in arguments.precisions else []
+    given += ["--output logits"] if arguments.output == "logits" else []
+    if given:
+        raise ValueError(
+            f"--layout transformers.js takes images of any size, always gives logits, and has no calibrated int8: "
+            f"leave out {', '.join(given)}. Its model_quantized.onnx is made by --precisions int8_dynamic."
+        )
+
+
+def export_transformers_js(model, processor, arguments: argparse.Namespace) -> list[dict]:
+    """Write the folder of transformers.js, compare each file with PyTorch and return the rows of the table."""
+    import onnxruntime
+
+    from hf_segkd.deployment.onnx_segmenter import agreement, crops
+    from hf_segkd.deployment.transformers_js import label_map, write_transformers_js
+    from hf_segkd.evaluation.segmenter import Segmenter
+    from hf_segkd.reports.tables import markdown_table
+
+    earlier = sorted((Path(arguments.output_dir) / "onnx").glob("model*.onnx"))
+    if earlier and not arguments.overwrite:
+        raise ValueError(f"'{earlier[0]}' is there already. Give another --output_dir, or --overwrite to replace it.")
+    for file in earlier:
+        file.unlink()
+    paths = write_transformers_js(model, processor, arguments.output_dir, arguments.precisions)
+    segmenter = Segmenter(model, processor)
+    batches = list(crops(scenes((256, 320)), multiple=1))
+    rows = []
+    for name, path in paths.items():
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        equal = agreement(partial(label_map, session, processor), segmenter, batches)
+        rows.append({"name": name, "path": str(path), "mib": path.stat().st_size / 2**20, "equal_pixels": equal})
+    cells = [[row["path"], f"{row['mib']:.2f}", f"{100 * row['equal_pixels']:.3f}"] for row in rows]
+    print(f"\n{markdown_table(['', 'MiB', 'pixels as in PyTorch, %'], cells)}\n")
+    check_agreement(rows[0])
+    return rows
+
+
+def check_agreement(row: dict) -> None:
+    """Stop with an error where the fp32 file is not the model."""
+    if row["equal_pixels"] < MIN_AGREEMENT:
+        sys.exit(f"error: the fp32 file disagrees with PyTorch on more than {1 - MIN_AGREEMENT:.2%} of the pixels.")
 
 
 def write_files(model, processor, dataset, arguments: argparse.Namespace) -> dict[str, Path]:
@@ -142,6 +201,7 @@ def parser() -> argparse.ArgumentParser:
     add("model", help="folder, Hub id or original checkpoint (.pth)")
     add("--output_dir", required=True, help="folder for model_<precision>.onnx, export.json and export.md")
     add("--precisions", nargs="+", default=["fp32"], choices=PRECISIONS, help="files to write; fp32 is always written")
+    add("--layout", default="file", choices=LAYOUTS, help="files for onnxruntime, or a folder for transformers.js")
     add("--output", default="labels", choices=OUTPUTS, help="class ids at image size, or the model's logits")
     add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="fixed size of images, pixels (default: any)")
     add("--dataset", help="what is scored, int8 calibrated on: a builder's name, a folder or a Hub id")

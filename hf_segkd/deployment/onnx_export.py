@@ -61,7 +61,7 @@ class ImageToLogits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         pixel_values = self.normalization(images.permute(0, 3, 1, 2)).to(self.model.dtype)
-        with _AnySizePooling():
+        with AnySizePooling():
             return self.model(pixel_values=pixel_values).logits.float()
 
 
@@ -81,7 +81,7 @@ class ImageToLabels(ImageToLogits):
 OUTPUTS: dict[str, type[ImageToLogits]] = {"labels": ImageToLabels, "logits": ImageToLogits}
 
 
-class _AnySizePooling(TorchFunctionMode):
+class AnySizePooling(TorchFunctionMode):
     """Adaptive average pooling as two matrix products.
 
     The exporter would write the cell borders of the example's size into the file, which is wrong at any other size.
@@ -165,24 +165,36 @@ def export_onnx(
     graph = OUTPUTS[output](model, processor).eval()
     multiple = None if size else size_multiple(model)
     sides = size or [multiple * (side // multiple + 1) for side in _SIDES]
-    program = torch.onnx.export(
+    file = trace(
         graph,
-        (torch.zeros(_BATCH, *sides, graph.normalization.channels, dtype=graph.normalization.dtype),),
-        dynamo=True,
-        input_names=["images"],
-        output_names=[output],
-        custom_translation_table={operator.floordiv: _floor_division},
-        dynamic_shapes={"images": {0: Dim("batch")} | ({} if size else _dynamic_sides(multiple))},
-        verbose=False,
+        torch.zeros(_BATCH, *sides, graph.normalization.channels, dtype=graph.normalization.dtype),
+        "images",
+        output,
+        {0: Dim("batch")} | ({} if size else _dynamic_sides(multiple)),
     )
     facts = {"output": output, "precision": precision, "size": size, "size_multiple": multiple}
+    onnx.helper.set_model_props(file, _metadata(model, processor) | {key: json.dumps(x) for key, x in facts.items()})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = program.model_proto
-    _forget_source(file)
-    onnx.helper.set_model_props(file, _metadata(model, processor) | {key: json.dumps(x) for key, x in facts.items()})
     onnx.save_model(file, path)
     return path
+
+
+def trace(graph: nn.Module, example: Tensor, input_name: str, output_name: str, axes: dict) -> onnx.ModelProto:
+    """The ONNX graph of a module with one input and one output; `axes` are the dynamic ones of the input."""
+    program = torch.onnx.export(
+        graph,
+        (example,),
+        dynamo=True,
+        input_names=[input_name],
+        output_names=[output_name],
+        custom_translation_table={operator.floordiv: _floor_division},
+        dynamic_shapes=(axes,),
+        verbose=False,
+    )
+    file = program.model_proto
+    _forget_source(file)
+    return file
 
 
 def _floor_division(numerator: onnxscript.INT64, denominator: onnxscript.INT64) -> onnxscript.INT64:
