@@ -119,6 +119,24 @@ def _released_copy(folder: Path, place: Path) -> Path:
     return copy
 
 
+def push_static_space(folder: str | Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    """Upload the folder of a static page as the Space `repo_id`, which is made where it does not exist.
+
+    Returns:
+        `str`: Address of the commit.
+
+    Raises:
+        HubError: As [`open_repository`].
+    """
+    api = HfApi(token=token)
+    with hub_errors(repo_id):
+        api.create_repo(repo_id, repo_type="space", space_sdk="static", private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id, repo_type="space", folder_path=folder, commit_message="Upload page"
+        )
+    return commit.commit_url
+
+
 def push_command(folder: str | Path, repo_id: str, branch: str | None = None) -> str:
     """The command that uploads a finished folder."""
     words = ["hf-segkd", "push", str(folder), repo_id, *(["--branch", branch] if branch else [])]

@@ -35,6 +35,7 @@ class LocalHub:
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []  # "POST /api/repos/create"
         self.faults: list[list] = []
+        self.spaces: dict[str, str] = {}  # "alice/student": its SDK
         self.lock = threading.RLock()
         self.start(port)
 
@@ -165,6 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
         owner = asked.get("organization") or self.user()
         self.check_writer(owner)
         kind, name = asked.get("type", "model") + "s", f"{owner}/{asked['name']}"
+        if kind == "spaces":
+            self.hub.spaces[name] = asked["sdk"]
         exists = f"{kind}/{name}" in self.hub.repositories
         if not exists:
             new = self.hub.repositories[f"{kind}/{name}"] = Repository(asked.get("visibility") == "private")
@@ -268,7 +271,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(200, file.content, headers)
 
 
-_API, _FILE = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)", r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)"
+_API, _FILE = (
+    r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)",
+    r"/(?P<kind>datasets/|spaces/)?(?P<name>[^/]+/[^/]+)",
+)
 ROUTES = [
     (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/repos/create", _Handler.create),
