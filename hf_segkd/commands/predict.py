@@ -6,7 +6,8 @@
 
 MODEL is a folder, a Hub id or an original checkpoint (.pth). Images that are done already are skipped: run an
 interrupted command again to continue. `predictions.json` says which model, protocol and format made the label maps;
-another one is refused in the same folder, and no file is replaced that this command has not written.
+another one is refused in the same folder, and no file is replaced that this command has not written. An image that
+would take more than 2 GiB is run in windows, with a note; --mode whole insists.
 """
 
 from __future__ import annotations
@@ -201,4 +202,6 @@ def parser() -> argparse.ArgumentParser:
     add_fields(parser, DataArguments, "data")
     add_fields(parser, InferenceProtocol, "protocol")
     add_fields(parser, RunningArguments, "running")
+    # Scores need one protocol for all images; here a picture of any size must come out.
+    parser.set_defaults(mode="auto")
     return parser

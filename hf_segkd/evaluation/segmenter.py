@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,8 +15,11 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_segkd.data.pixels import needs_bands
 from hf_segkd.evaluation.inference import predict
+from hf_segkd.evaluation.large_images import ALWAYS_WHOLE, MEMORY_LIMIT, MemoryEstimate, in_windows, window_side
 from hf_segkd.evaluation.settings import InferenceProtocol
 from hf_segkd.models import Bands, InputNormalization, upsamples_with_align_corners
+
+logger = logging.getLogger(__name__)
 
 WHOLE = InferenceProtocol()
 
@@ -123,6 +128,7 @@ class Segmenter(BaseSegmenter):
         self.device, self.dtype = parameter.device, parameter.dtype
         self.normalization = InputNormalization.from_processor(processor, self.bands).to(self.device)
         self.align_corners = upsamples_with_align_corners(model.config)
+        self.windows: dict[tuple[int, int], int | None] = {}
 
     def normalize(self, images: Tensor) -> Tensor:
         """What the model takes, `pixel_values` (B, C, H, W), of images (B, C, H, W) as they are stored."""
@@ -131,8 +137,38 @@ class Segmenter(BaseSegmenter):
     @torch.inference_mode()
     def predict(self, pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
         # One image at a time: logits of a batch at image size would not fit.
-        images = (self.normalize(image[None]) for image in pixel_values)
-        return torch.stack([predict(self.model, x, self.protocol, size, self.align_corners) for x in images])
+        return torch.stack([self._predict_one(image, size) for image in pixel_values])
+
+    def _predict_one(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        side = self.window_side(tuple(image.shape[-2:])) if self.protocol.mode == "auto" else None
+        if side is None or size != tuple(image.shape[-2:]):
+            return self._run(self.model, self.normalize(image[None]), size)
+        return in_windows(lambda x: self._run(self.model, self.normalize(x[None]), tuple(x.shape[-2:])), image, side)
+
+    def _run(self, model: nn.Module, pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
+        return predict(model, pixel_values, self.protocol, size, self.align_corners)
+
+    def window_side(self, size: tuple[int, int]) -> int | None:
+        """Side of the windows, pixels, in which mode `"auto"` runs images of a size; `None`: it runs them whole."""
+        if size[0] * size[1] <= ALWAYS_WHOLE:
+            return None
+        if size not in self.windows:
+            needed = self.memory_estimate(size)
+            side = window_side(self.memory_estimate) if needed > MEMORY_LIMIT else None
+            self.windows[size] = side
+            if side is not None:
+                logger.warning(
+                    "%d x %d pixels would take %.1f GiB at once: run in windows of %d pixels. --mode whole insists.",
+                    *size,
+                    needed / 2**30,
+                    side,
+                )
+        return self.windows[size]
+
+    @cached_property
+    def memory_estimate(self) -> MemoryEstimate:
+        """Bytes that one image of a size takes under the protocol."""
+        return MemoryEstimate(self.model, self.dtype, lambda model, x: self._run(model, x, tuple(x.shape[-2:])))
 
 
 def default_device() -> str:

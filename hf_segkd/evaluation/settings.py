@@ -34,9 +34,12 @@ class InferenceProtocol:
         ValueError: If a value is out of range, or does not belong to the mode.
     """
 
-    mode: Literal["whole", "slide", "halves"] = field(
+    mode: Literal["whole", "slide", "halves", "auto"] = field(
         default="whole",
-        metadata={"help": "Run the whole image, overlapping crops of --crop_size (slide), or its two halves."},
+        metadata={
+            "help": "Run the whole image, overlapping crops of --crop_size (slide), its two halves, or windows of "
+            "images too large for 2 GiB and others whole (auto) (default: whole, of predict: auto)."
+        },
     )
     crop_size: tuple[int, int] | None = field(
         default=None,
@@ -86,7 +89,8 @@ class InferenceProtocol:
             raise ValueError(f"scales must be positive numbers, at least one, got {self.scales}.")
 
     def __str__(self) -> str:
-        parts = ["whole image" if self.mode == "whole" else self.mode]
+        names = {"whole": "whole image", "auto": "whole image, windows where too large"}
+        parts = [names.get(self.mode, self.mode)]
         if self.crop_size is not None:
             parts = ["crops {}x{}, stride {}x{}".format(*self.crop_size, *self.stride)]
         sizes = ", ".join(f"{scale:g}" for scale in self.scales)
