@@ -219,8 +219,8 @@ def test_browser_gives_pythons_label_maps_from_a_file(models, tmp_path):
         if screenshots:
             take_pictures(tab, screenshots)
         for size in SIZES:
-            scene(0, *size).save(tmp_path / "photo.png")
-            tab.locator("#file").set_input_files(tmp_path / "photo.png")
+            scene(0, *size).save(tmp_path / f"{size}.png")
+            tab.locator("#file").set_input_files(tmp_path / f"{size}.png")
             status(tab, rf"\d ms · {size[1]} × {size[0]} pixels$")
             expected = segmenter(scene(0, *size))
             assert (shown_labels(tab) == expected).all()

@@ -232,7 +232,12 @@ function addExamples() {
 async function start() {
   document.title = segkd.title;
   element("title").textContent = segkd.title;
-  element("file").onchange = reporting((event) => event.target.files.length && openBlob(event.target.files[0]));
+  element("file").onchange = reporting(async (event) => {
+    const [file] = event.target.files;
+    // Otherwise the same name chosen again would be no change.
+    event.target.value = "";
+    if (file) await openBlob(file);
+  });
   element("webcam").onclick = reporting(() => (video.srcObject ? stopWebcam() : startWebcam()));
   element("position").oninput = element("opacity").oninput = moveSlider;
   element("runtime").onchange = reporting(async (event) => {
