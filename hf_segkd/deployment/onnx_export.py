@@ -165,13 +165,9 @@ def export_onnx(
     graph = OUTPUTS[output](model, processor).eval()
     multiple = None if size else size_multiple(model)
     sides = size or [multiple * (side // multiple + 1) for side in _SIDES]
-    file = trace(
-        graph,
-        torch.zeros(_BATCH, *sides, graph.normalization.channels, dtype=graph.normalization.dtype),
-        "images",
-        output,
-        {0: Dim("batch")} | ({} if size else _dynamic_sides(multiple)),
-    )
+    example = torch.zeros(_BATCH, *sides, graph.normalization.channels, dtype=graph.normalization.dtype)
+    axes = {0: Dim("batch")} | ({} if size else _dynamic_sides(multiple))
+    file = trace(graph, example, "images", output, axes)
     facts = {"output": output, "precision": precision, "size": size, "size_multiple": multiple}
     onnx.helper.set_model_props(file, _metadata(model, processor) | {key: json.dumps(x) for key, x in facts.items()})
     path = Path(path)
@@ -192,9 +188,8 @@ def trace(graph: nn.Module, example: Tensor, input_name: str, output_name: str, 
         dynamic_shapes=(axes,),
         verbose=False,
     )
-    file = program.model_proto
-    _forget_source(file)
-    return file
+    _forget_source(program.model_proto)
+    return program.model_proto
 
 
 def _floor_division(numerator: onnxscript.INT64, denominator: onnxscript.INT64) -> onnxscript.INT64:
