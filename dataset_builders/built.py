@@ -18,6 +18,7 @@ from dataset_builders.files import RawFile
 from dataset_builders.opened import OpenedDataset, Skipped, checked_config, named_bands
 from dataset_builders.pair_builder import PairBuilder, Pairs
 from dataset_builders.raw_splits import FileSplit
+from dataset_builders.writing import is_full, reason
 from hf_segkd.data import DatasetSpec
 from hf_segkd.data.label_map import LabelMap
 
@@ -119,6 +120,8 @@ class BuiltDataset(OpenedDataset):
                 # Our own messages come wrapped in "An error occurred while generating the dataset".
                 if isinstance(error.__cause__, ValueError):
                     raise error.__cause__ from None
+                if is_full(error):
+                    raise ValueError(f"Cannot prepare '{self.name}': {reason(error)}") from error
                 raise
             self._prepared[skipped] = builder
         return self._prepared[skipped]

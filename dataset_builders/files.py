@@ -67,6 +67,12 @@ class DrawnFile(RawFile):
         return f"{super().fingerprint(root)} {self.state}"
 
 
+def stored_file(path: str) -> RawFile:
+    """The file that `datasets` names: a path, or `zip://MEMBER::ARCHIVE`."""
+    member, separator, archive = path.removeprefix("zip://").partition("::")
+    return RawFile(Path(archive), member) if separator else RawFile(Path(path))
+
+
 class FileReader(ExitStack):
     """Reads [`RawFile`]s and keeps their archives open until the `with` block ends. Nothing is ever extracted."""
 

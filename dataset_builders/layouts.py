@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from dataset_builders.files import (
 )
 from dataset_builders.pair_builder import Pairs
 from dataset_builders.patterns import Pattern
+from hf_segkd.data.sampling import original_name
 
 logger = logging.getLogger(__name__)
 SPLITS = tuple(SPLIT_FOLDERS)
@@ -119,15 +121,20 @@ def draw_validation(pairs: Keyed, fraction: float, seed: int) -> tuple[Keyed, Ke
     groups: dict[str, list[str]] = {}
     for key, (_, mask) in pairs.items():
         if mask is not None:
-            groups.setdefault(re.sub(r"\.rf\.[0-9a-zA-Z]+", "", key), []).append(key)
+            groups.setdefault(original_name(key), []).append(key)
     if len(groups) < 2:
         raise ValueError(f"{len(groups)} labeled image cannot be split into train and validation. Label more.")
+    chosen = {key for group in chosen_to_validate(groups, fraction, seed) for key in groups[group]}
+    train = {key: pair for key, pair in pairs.items() if key not in chosen}
+    return train, {key: pairs[key] for key in sorted(chosen)}
+
+
+def chosen_to_validate(groups: Iterable[str], fraction: float, seed: int) -> list[str]:
+    """Those whose hash is low; at least one validates, and one does not."""
     place = {group: _place(f"{seed} {group}") for group in groups}
     order = sorted(place, key=place.get)
     count = sum(value < fraction for value in place.values())
-    chosen = {key for group in order[: min(max(count, 1), len(order) - 1)] for key in groups[group]}
-    train = {key: pair for key, pair in pairs.items() if key not in chosen}
-    return train, {key: pairs[key] for key in sorted(chosen)}
+    return order[: min(max(count, 1), len(order) - 1)]
 
 
 def unused_pictures(files: dict[str, RawFile], pairs: dict[str, Pairs]) -> list[str]:

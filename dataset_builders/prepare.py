@@ -16,8 +16,10 @@ import pyarrow.parquet
 from datasets.table import embed_table_storage
 
 from dataset_builders import builder_class, open_dataset
+from dataset_builders.completeness import COUNT_FILE
 from dataset_builders.opened import OpenedDataset, own_fields
-from dataset_builders.stored import BAND_FILE, COUNT_FILE, LABEL_FILE
+from dataset_builders.stored import BAND_FILE, LABEL_FILE
+from dataset_builders.writing import new_folder
 
 if TYPE_CHECKING:
     from hf_segkd.models.bands import Bands
@@ -49,7 +51,7 @@ def prepare(
         num_proc (`int`, *optional*): Processes that prepare the data.
 
     Raises:
-        `ValueError`: If `output` holds files already, or the dataset is unusable.
+        `ValueError`: If `output` holds files already, the dataset is unusable, or the disk is full.
     """
     if output and os.path.isdir(output) and os.listdir(output):
         raise ValueError(f"--output {output} is not empty. Choose a new folder.")
@@ -72,23 +74,30 @@ def export(splits: datasets.DatasetDict, id2label: dict[int, str], folder: str, 
     Args:
         splits (`datasets.DatasetDict`): From [`~dataset_builders.opened.OpenedDataset.all_splits`].
         id2label (`dict[int, str]`): Class names, for `id2label.json`.
-        folder (`str`): New folder, for `datasets.load_dataset`.
+        folder (`str`): New folder, for `datasets.load_dataset`; it appears when all is written.
         bands ([`~hf_segkd.models.Bands`], *optional*): What images hold that are not 8-bit RGB, for `bands.json`.
+
+    Raises:
+        `ValueError`: If the disk is full; nothing is left of the folder then.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, LABEL_FILE).write_text(_json(id2label), encoding="utf-8")
-    if bands is not None:
-        Path(folder, BAND_FILE).write_text(_bands_text(bands), encoding="utf-8")
-    counts = {split: len(rows) for split, rows in splits.items()}
-    Path(folder, COUNT_FILE).write_text(json.dumps(counts) + "\n", encoding="utf-8")
-    for split, rows in splits.items():
-        count = max(1, -(-len(rows) // ROWS_PER_FILE))
-        for number in range(count):
-            part = rows.select(range(number * ROWS_PER_FILE, min(len(rows), (number + 1) * ROWS_PER_FILE)))
-            path = Path(folder, f"{split}-{number:05d}-of-{count:05d}.parquet")
-            with pyarrow.parquet.ParquetWriter(path, part.features.arrow_schema) as writer:
-                for batch in part.with_format("arrow").iter(batch_size=50):
-                    writer.write_table(embed_table_storage(batch))
+    with new_folder(folder) as unfinished:
+        (unfinished / LABEL_FILE).write_text(_json(id2label), encoding="utf-8")
+        if bands is not None:
+            (unfinished / BAND_FILE).write_text(_bands_text(bands), encoding="utf-8")
+        counts = {split: len(rows) for split, rows in splits.items()}
+        (unfinished / COUNT_FILE).write_text(json.dumps(counts) + "\n", encoding="utf-8")
+        for split, rows in splits.items():
+            _write(rows, unfinished, split)
+
+
+def _write(rows: datasets.Dataset, folder: Path, split: str) -> None:
+    count = max(1, -(-len(rows) // ROWS_PER_FILE))
+    for number in range(count):
+        part = rows.select(range(number * ROWS_PER_FILE, min(len(rows), (number + 1) * ROWS_PER_FILE)))
+        path = folder / f"{split}-{number:05d}-of-{count:05d}.parquet"
+        with pyarrow.parquet.ParquetWriter(path, part.features.arrow_schema) as writer:
+            for batch in part.with_format("arrow").iter(batch_size=50):
+                writer.write_table(embed_table_storage(batch))
 
 
 def push(splits: datasets.DatasetDict, id2label: dict[int, str], hub_id: str, bands: Bands | None = None) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pyarrow.compute
 
-from dataset_builders.files import FileReader, RawFile
+from dataset_builders.files import FileReader, RawFile, stored_file
 from dataset_builders.pair_builder import Pairs
 from hf_segkd.data.raw import decode_mask, orientation, turned_as
 
@@ -66,6 +66,9 @@ class RowSplit:
 
     Args:
         rows (`datasets.Dataset`): Columns `image`, `annotation`, `image_id`; a transform is put aside.
+
+    Attributes:
+        all_names (`list[str]`): Name of each image's file where the dataset knows it, else the row's `image_id`.
     """
 
     def __init__(self, rows: datasets.Dataset):
@@ -77,14 +80,15 @@ class RowSplit:
             if isinstance(rows.features[column], datasets.Image):
                 rows = rows.cast_column(column, datasets.Image(decode=False))
         self.rows = rows
-        self._names, self._sizes = _names_and_sizes(rows.remove_columns("annotation").with_format("arrow"))
+        self.reader = FileReader()
+        self.all_names, self._sizes = self._names_and_sizes(rows.remove_columns("annotation").with_format("arrow"))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def names(self, index: int) -> tuple[str, str]:
         """Name of the image's file where the dataset knows it, else the row's `image_id`."""
-        return self._names[index], f"mask of {self._names[index]}"
+        return self.all_names[index], f"mask of {self.all_names[index]}"
 
     def sizes(self) -> list[int | None]:
         """Bytes of each image."""
@@ -97,32 +101,32 @@ class RowSplit:
 
     def read_image(self, index: int) -> bytes:
         """Encoded image."""
-        return _content(self.rows[index]["image"])
+        return self._content(self.rows[index]["image"])
 
     def read_mask(self, index: int) -> bytes | np.ndarray | None:
         """Encoded mask, or the values of a column of arrays; `None` is declared unlabeled."""
         mask = self.rows[index]["annotation"]
-        return _content(mask) if isinstance(mask, dict) else mask if mask is None else np.asarray(mask)
+        return self._content(mask) if isinstance(mask, dict) else mask if mask is None else np.asarray(mask)
+
+    def _names_and_sizes(self, rows: datasets.Dataset) -> tuple[list[str], list[int | None]]:
+        """Name and bytes of each image, from the offsets of the table: the images themselves are not touched."""
+        names, sizes = [], []
+        for batch in rows.iter(batch_size=1000):
+            image, image_ids = batch["image"].combine_chunks(), batch["image_id"].to_pylist()
+            paths = image.field("path").to_pylist()
+            lengths = pyarrow.compute.binary_length(image.field("bytes")).to_pylist()
+            names += [_name(path) if path else str(image_id) for path, image_id in zip(paths, image_ids, strict=True)]
+            sizes += [self._size(path) if size is None else size for path, size in zip(paths, lengths, strict=True)]
+        return names, sizes
+
+    def _content(self, stored: dict) -> bytes:
+        return self.reader.read(stored_file(stored["path"])) if stored["bytes"] is None else stored["bytes"]
+
+    def _size(self, path: str | None) -> int | None:
+        file = stored_file(path) if path else None
+        return self.reader.size(file) if file and file.path.is_file() else None
 
 
-def _names_and_sizes(rows: datasets.Dataset) -> tuple[list[str], list[int | None]]:
-    """File name and bytes of each image, from the offsets of the table: the images themselves are not touched."""
-    names, sizes = [], []
-    for batch in rows.iter(batch_size=1000):
-        image, image_ids = batch["image"].combine_chunks(), batch["image_id"].to_pylist()
-        paths = image.field("path").to_pylist()
-        lengths = pyarrow.compute.binary_length(image.field("bytes")).to_pylist()
-        names += [os.path.basename(path or str(image_id)) for path, image_id in zip(paths, image_ids, strict=True)]
-        sizes += [_file_size(path) if size is None else size for path, size in zip(paths, lengths, strict=True)]
-    return names, sizes
-
-
-def _content(stored: dict) -> bytes:
-    if stored["bytes"] is not None:
-        return stored["bytes"]
-    with open(stored["path"], "rb") as file:
-        return file.read()
-
-
-def _file_size(path: str | None) -> int | None:
-    return os.path.getsize(path) if path and os.path.isfile(path) else None
+def _name(path: str) -> str:
+    file = stored_file(path)
+    return os.path.basename(file.member or file.path)

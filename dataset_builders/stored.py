@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import datasets
 import numpy as np
@@ -17,12 +17,15 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from dataset_builders.class_files import ClassFile, read_class_file
-from dataset_builders.files import examples
+from dataset_builders.completeness import check_counts, check_files, check_parts
+from dataset_builders.layouts import chosen_to_validate
 from dataset_builders.opened import OpenedDataset, Skipped, checked_config, named_bands, without
 from dataset_builders.own_classes import Meaning, own_classes, own_spec
 from dataset_builders.raw_splits import RowSplit
+from dataset_builders.writing import reason
 from hf_segkd.data.label_map import IGNORE_INDEX, LabelMap
 from hf_segkd.data.pixels import size_and_turn
+from hf_segkd.data.sampling import original_name
 from hf_segkd.data.specs import DatasetSpec
 
 if TYPE_CHECKING:
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 LABEL_FILE = "id2label.json"
-COUNT_FILE = "rows.json"  # rows of each split when it was exported
 BAND_FILE = "bands.json"  # names and range of images that are not 8-bit RGB
 
 
@@ -120,18 +122,19 @@ class StoredDataset(OpenedDataset):
     @cached_property
     def _stored(self) -> datasets.DatasetDict:
         name = self.name
-        _check_parts(Path(name))
+        check_parts(Path(name))
         try:
             if Path(name, "dataset_dict.json").is_file() or Path(name, "state.json").is_file():
                 splits = datasets.load_from_disk(name)
             else:
                 splits = datasets.load_dataset(name, data_dir=self.data_dir, cache_dir=self.cache_dir)
-        except (OSError, RuntimeError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-            raise ValueError(f"Cannot open the dataset '{name}': {error}") from error
+        except (OSError, RuntimeError, ValueError, BadZipFile, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(f"Cannot open the dataset '{name}': {reason(error)}") from error
         splits = splits if isinstance(splits, datasets.DatasetDict) else datasets.DatasetDict({"train": splits})
         if "train" not in splits and "validation" not in splits:
             raise ValueError(f"The dataset '{name}' has the splits {', '.join(splits)}, expected train or validation.")
-        _check_counts(Path(name), {split: len(rows) for split, rows in splits.items()})
+        check_counts(Path(name), {split: len(rows) for split, rows in splits.items()})
+        check_files(name, splits)
         return splits
 
     @cached_property
@@ -161,8 +164,7 @@ class StoredDataset(OpenedDataset):
         if self._band_names[0]:
             splits = splits.cast_column("image", datasets.Image(decode=False))
         if "validation" not in splits:
-            parts = splits["train"].train_test_split(test_size=config.validation_fraction, seed=config.split_seed)
-            splits |= {"train": parts["train"], "validation": parts["test"]}
+            splits |= _drawn(splits["train"], config.validation_fraction, config.split_seed)
         return splits.with_transform(map_annotations)
 
 
@@ -192,39 +194,6 @@ def _file_beside(name: str, file: str) -> Path | None:
         return None
 
 
-def _check_parts(folder: Path) -> None:
-    """Check that a local folder holds all parts that the names of its files promise.
-
-    Raises:
-        ValueError: A part is missing; it is named.
-    """
-    parts = [(path, re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)", path.name)) for path in folder.rglob("*-of-*")]
-    promised = {
-        path.with_name(f"{hit[1]}-{number:05d}-of-{hit[3]}{hit[4]}")
-        for path, hit in parts
-        if hit
-        for number in range(int(hit[3]))
-    }
-    missing = sorted(str(path.relative_to(folder)) for path in promised if not path.is_file())
-    if missing:
-        raise ValueError(
-            f"{folder} lacks {len(missing)} of {len(promised)} parts: {examples(missing)}. Copy it again."
-        )
-
-
-def _check_counts(folder: Path, found: dict[str, int]) -> None:
-    """Check the splits against what was written when the folder was exported.
-
-    Raises:
-        ValueError: A split, or rows of one, are missing.
-    """
-    if not (folder / COUNT_FILE).is_file():
-        return
-    written = json.loads((folder / COUNT_FILE).read_text(encoding="utf-8"))
-    if written != found:
-        raise ValueError(f"{folder} was exported with the rows {written}, and holds {found}. Copy it again.")
-
-
 def _columns(rows: datasets.Dataset, split: str, config: StoredConfig) -> datasets.Dataset:
     """The three columns; rows without an `image_id` are numbered."""
     for option, column in (("image_column", config.image_column), ("label_column", config.label_column)):
@@ -241,6 +210,21 @@ def _columns(rows: datasets.Dataset, split: str, config: StoredConfig) -> datase
         # A mode, "L" for instance, would turn palette indices into gray levels.
         rows = rows.cast_column("annotation", datasets.Image())
     return rows
+
+
+def _drawn(rows: datasets.Dataset, fraction: float, seed: int) -> dict[str, datasets.Dataset]:
+    """Train and validation part of the rows; copies that Roboflow augmented, `name.rf.HASH`, stay together."""
+    names = [original_name(name) for name in RowSplit(rows).all_names]
+    if len(set(names)) == len(names):
+        parts = rows.train_test_split(test_size=fraction, seed=seed)
+        return {"train": parts["train"], "validation": parts["test"]}
+    if len(set(names)) == 1:
+        raise ValueError(f"All {len(rows)} rows are copies of '{names[0]}': nothing is left to validate on. Add data.")
+    chosen = set(chosen_to_validate(dict.fromkeys(names), fraction, seed))
+    return {
+        "train": rows.select([index for index, name in enumerate(names) if name not in chosen]),
+        "validation": rows.select([index for index, name in enumerate(names) if name in chosen]),
+    }
 
 
 class _MapAnnotations:

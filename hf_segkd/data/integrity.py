@@ -28,6 +28,7 @@ from hf_segkd.data.raw import (
     read,
     upright_size,
 )
+from hf_segkd.data.sampling import original_name
 
 if TYPE_CHECKING:
     from hf_segkd.models.bands import Bands
@@ -52,9 +53,13 @@ ADVICE = {
         "EXIF turns these photos when they are shown, and not their masks. If these were drawn on the stored pixels, "
         "give --turn_masks; overview.png of hf-segkd prepare shows which it is."
     ),
+    "augmented copy": (
+        "Copies of one picture in two splits make the scores too good. Keep files of one name before `.rf.` in one "
+        "split; where two pictures had the same name once, all is well."
+    ),
     "same name": "Other content, but check that these are not the same scene.",
 }
-WARNINGS = ("no label", "turned image", "same name")
+WARNINGS = ("no label", "turned image", "augmented copy", "same name")
 
 
 @dataclass(frozen=True)
@@ -189,10 +194,10 @@ def _wrong_size(photo: PIL.Image.Image, shape: tuple[int, int], as_stored: bool)
 
 
 def find_leaks(splits: dict[str, RawSplit]) -> list[Problem]:
-    """List images that are in two splits: with the same content, or with the same file name and another content.
+    """List images that are in two splits: with the same content, or another content and the same file name.
 
     All images are compared; only those whose sizes in bytes coincide are read. The content is the file's: a copy that
-    was saved anew is found by its name alone.
+    was saved anew is found by its name alone, one that Roboflow augmented (`name.rf.HASH`) by the part before `.rf.`.
     """
     places = [(name, index) for name, split in splits.items() for index in range(len(split))]
     sizes = [size for split in splits.values() for size in split.sizes()]
@@ -200,9 +205,14 @@ def find_leaks(splits: dict[str, RawSplit]) -> list[Problem]:
     contents = in_threads(lambda place: _digest(splits[place[0]], place[1]), suspects, "comparing splits")
     leaks = _problems("leak", splits, _shared(suspects, contents))
     known = {(problem.split, problem.index) for problem in leaks}
-    stems = [PurePath(splits[name].names(index)[0]).stem for name, index in places]
-    named = [[place for place in group if place not in known] for group in _shared(places, stems)]
-    return leaks + _problems("same name", splits, [group for group in named if group])
+    names = [PurePath(splits[name].names(index)[0]).name for name, index in places]
+    copies = [original_name(name) if original_name(name) != name else None for name in names]
+    for kind, keys in (("augmented copy", copies), ("same name", [PurePath(name).stem for name in names])):
+        groups = [[place for place in group if place not in known] for group in _shared(places, keys)]
+        found = _problems(kind, splits, [group for group in groups if group])
+        known |= {(problem.split, problem.index) for problem in found}
+        leaks += found
+    return leaks
 
 
 def _shared(places: list[tuple[str, int]], keys: Iterable) -> list[list[tuple[str, int]]]:
