@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     from hf_segkd.evaluation.scoring import evaluate
     from hf_segkd.evaluation.teacher import TeacherDescription
     from hf_segkd.reports.metrics_report import metrics_report
+    from hf_segkd.reports.prediction_figure import prediction_figure
     from hf_segkd.reports.run_folder import evaluation_figures
     from hf_segkd.reports.tables import table
 
@@ -69,11 +70,14 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         if state.is_main_process:
             folder = output_dir / name if len(segmenters) > 1 else output_dir
             write_json(reports[name], folder / "metrics.json")
-            evaluation_figures(name, segmenter, evaluation, images, spec, folder)
+            if not arguments.no_figures:
+                evaluation_figures(name, segmenter, evaluation, images, spec, folder)
             text = f"{name}: {summary(reports[name])}"
             print(text if len(segmenters) > 1 else f"{table(reports[name])}\n{text}", flush=True)
     if state.is_main_process and len(segmenters) > 1:
-        write_summary(reports, segmenters, images, spec, output_dir)
+        write_summary(reports, output_dir)
+        if not arguments.no_figures:
+            prediction_figure(segmenters, images, spec).save(output_dir / "predictions.png")
     if state.is_main_process and arguments.compare:
         compare(list(model_names(arguments.compare)), evaluations, spec.labels, output_dir)
     state.wait_for_everyone()
@@ -103,14 +107,12 @@ def load(
     return Segmenter(running, processor, protocol, device, dataset.bands)
 
 
-def write_summary(reports: dict[str, dict], segmenters: dict, images, spec, folder: Path) -> None:
-    """Print and write all models' scores in one table, and draw their predictions side by side."""
-    from hf_segkd.reports.prediction_figure import prediction_figure
+def write_summary(reports: dict[str, dict], folder: Path) -> None:
+    """Print and write all models' scores in one table."""
     from hf_segkd.reports.tables import results_table, summary_table
 
     (folder / "summary.md").write_text(summary_table(reports), encoding="utf-8")
     print(f"\n{results_table(reports)}")
-    prediction_figure(segmenters, images, spec).save(folder / "predictions.png")
 
 
 def compare(names: list[str], evaluations: dict, labels: tuple[str, ...], folder: Path) -> None:
@@ -146,6 +148,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data_dir", help="folder of the raw dataset")
     add("--split", help="train, validation or test (default: the dataset's validation split)")
     add("--output_dir", required=True, help="folder for metrics.json and figures")
+    add("--no_figures", action="store_true", help="draw nothing: the scores alone, for many classes or runs")
     add_fields(parser, DataArguments, "data")
     add_fields(parser, InferenceProtocol, "protocol")
     add_fields(parser, TeacherArguments, "teacher, a model or several as one")
