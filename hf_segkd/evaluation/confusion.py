@@ -108,27 +108,33 @@ def scores(matrix: Tensor) -> dict[str, Any]:
 
     IoU = intersection / union and accuracy = intersection / reference pixels, per class. A class in neither prediction
     nor reference has IoU NaN and is left out of `mean_iou`; `mean_iou_all` counts it as 0, as the code of SKD, CIRKD
-    and CSKD does; `frequency_weighted_iou` weighs each class by its share of the reference pixels.
+    and CSKD does; `frequency_weighted_iou` weighs each class by its share of the reference pixels. Dice, the F1 score
+    of the pixels, is twice the intersection / (reference pixels + predicted pixels), NaN and left out of `mean_dice`
+    where IoU is; per class it is 2 IoU / (1 + IoU).
 
     Args:
         matrix (`torch.Tensor`): Counts (K, K), rows = reference, columns = prediction.
 
     Returns:
-        `dict`: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `frequency_weighted_iou` (`float`, NaN without counted
-        pixels), `mean_iou_all` (`float`) and `per_category_iou`, `per_category_accuracy` (float64 arrays of K values).
+        `dict`: `mean_iou`, `mean_dice`, `mean_accuracy`, `overall_accuracy`, `frequency_weighted_iou` (`float`, NaN
+        without counted pixels), `mean_iou_all` (`float`) and `per_category_iou`, `per_category_dice`,
+        `per_category_accuracy` (float64 arrays of K values).
     """
     counts = matrix.cpu().numpy().astype(np.float64)
     intersection, references = np.diag(counts), counts.sum(axis=1)
     union = references + counts.sum(axis=0) - intersection
     nan = np.full(len(counts), np.nan)
     iou = np.divide(intersection, union, out=nan.copy(), where=union > 0)
+    dice = np.divide(2 * intersection, union + intersection, out=nan.copy(), where=union > 0)
     accuracy = np.divide(intersection, references, out=nan.copy(), where=references > 0)
     total = references.sum()
     return {
         "mean_iou": _mean(iou),
+        "mean_dice": _mean(dice),
         "mean_accuracy": _mean(accuracy),
         "overall_accuracy": float(intersection.sum() / total) if total > 0 else float("nan"),
         "per_category_iou": iou,
+        "per_category_dice": dice,
         "per_category_accuracy": accuracy,
         "mean_iou_all": float(np.nan_to_num(iou).mean()),
         "frequency_weighted_iou": float(references @ np.nan_to_num(iou) / total) if total > 0 else float("nan"),

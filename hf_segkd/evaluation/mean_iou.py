@@ -22,7 +22,7 @@ class MeanIoU(evaluate.Metric):
     """Mean IoU from a streamed int64 confusion matrix: memory does not grow with the number of images.
 
     Same five keys and values as `evaluate`'s `mean_iou`, plus `mean_iou_all`, the mean over all classes with absent
-    ones counted as 0, as the code of the distillation papers has it.
+    ones counted as 0, as the code of the distillation papers has it, and Dice.
 
     Args:
         num_labels (`int`): Number of classes K.

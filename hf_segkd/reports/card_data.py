@@ -8,7 +8,12 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_segkd.models import SHORT_NAMES
 
-METRICS = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Pixel accuracy"}
+METRICS = {
+    "mean_iou": "Mean IoU",
+    "mean_dice": "Mean Dice",
+    "mean_accuracy": "Mean accuracy",
+    "overall_accuracy": "Pixel accuracy",
+}
 # Of these, what has a page on the Hub; accuracy is that of pixels.
 HUB_METRICS = ["mean_iou", "accuracy"]
 SAMPLE = "figures/sample.png"

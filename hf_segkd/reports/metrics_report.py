@@ -145,7 +145,8 @@ def _teacher_scores(trainer: DistillationTrainer, spec: DatasetSpec) -> dict:
         print(f"The teacher is not scored on the student's images: {error}")
         return {}
     report = metrics_report(evaluation.scores(), spec.labels)
-    return {key: report[key] for key in ("mean_iou", "overall_accuracy", "per_class_iou")}
+    keys = ("mean_iou", "mean_dice", "overall_accuracy", "per_class_iou", "per_class_dice")
+    return {key: report[key] for key in keys}
 
 
 def source_commit() -> str | None:

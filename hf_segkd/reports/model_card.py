@@ -156,7 +156,7 @@ def _has_teacher(report: dict) -> bool:
 
 def _results(report: dict, latency: dict) -> tuple[list[str], list[list[str]]]:
     """Titles of the columns, and one row for each number that is known of the student."""
-    scores = {key: report[key] for key in ("mean_iou", "overall_accuracy")}
+    scores = {key: report[key] for key in ("mean_iou", "mean_dice", "overall_accuracy") if key in report}
     student = {**report["models"]["student"], **scores, **latency.get("student", {})}
     height, width = report["macs_size"]
     kinds = {
@@ -164,6 +164,7 @@ def _results(report: dict, latency: dict) -> tuple[list[str], list[list[str]]]:
         "macs": (f"GMACs at {height}×{width}", lambda x: f"{x / 1e9:.3g}"),
         "p50_ms": ("median latency, ms", lambda x: f"{x:.3g}"),
         "mean_iou": ("mean IoU", _percent),
+        "mean_dice": ("mean Dice", _percent),
         "overall_accuracy": ("pixel accuracy", _percent),
     }
     known = {key: kind for key, kind in kinds.items() if key in student}
@@ -183,9 +184,12 @@ def _compare(student: float, teacher: float, points: bool) -> str:
 
 
 def _classes(report: dict) -> tuple[list[str], list[list[str]]]:
-    columns = {"student": report["per_class_iou"]}
-    if "per_class_iou" in _teacher(report):
-        columns = {"teacher": _teacher(report)["per_class_iou"], **columns}
+    """IoU and Dice of each class, the teacher's first; a report of an earlier version has no Dice."""
+    columns = {}
+    for name, scores in (("teacher", _teacher(report)), ("student", report)):
+        for key, title in (("per_class_iou", "IoU"), ("per_class_dice", "Dice")):
+            if key in scores:
+                columns[f"{name} {title}"] = scores[key]
     rows = [[label, *(_percent(values[label]) for values in columns.values())] for label in report["per_class_iou"]]
     return list(columns), rows
 

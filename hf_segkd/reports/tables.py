@@ -21,16 +21,16 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: 
 
 
 def table(report: dict) -> str:
-    """Per-class IoU and accuracy in percent, the means below, as text for a terminal."""
+    """Per-class IoU, Dice and accuracy in percent, the means below, as text for a terminal."""
     width = max(len("mean (present classes)"), *(len(label) for label in report["per_class_iou"]))
-    lines = [f"{'class':<{width}}   IoU %   acc %"]
+    lines = [f"{'class':<{width}}   IoU %  Dice %   acc %"]
     for label, iou in report["per_class_iou"].items():
-        lines.append(f"{printable(label):<{width}}  {percent(iou)}  {percent(report['per_class_accuracy'][label])}")
+        others = report["per_class_dice"][label], report["per_class_accuracy"][label]
+        lines.append("  ".join([f"{printable(label):<{width}}", *map(percent, (iou, *others))]))
     lines.append("-" * len(lines[0]))
-    lines.append(
-        f"{'mean (present classes)':<{width}}  {percent(report['mean_iou'])}  {percent(report['mean_accuracy'])}"
-    )
-    lines.append(f"{'pixel accuracy':<{width}}          {percent(report['overall_accuracy'])}")
+    means = report["mean_iou"], report["mean_dice"], report["mean_accuracy"]
+    lines.append("  ".join([f"{'mean (present classes)':<{width}}", *map(percent, means)]))
+    lines.append(f"{'pixel accuracy':<{width}}                  {percent(report['overall_accuracy'])}")
     if "boundary_iou" in report:
         lines.append(f"{'boundary IoU':<{width}}  {percent(report['boundary_iou'])}")
     return "\n".join(lines)
@@ -55,7 +55,12 @@ def results_table(reports: dict[str, dict]) -> str:
     rows = []
     for label in first["per_class_iou"]:
         rows.append([label, *(percent(report["per_class_iou"][label]).strip() for report in reports.values())])
-    names = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
+    names = {
+        "mean_iou": "mean IoU",
+        "mean_dice": "mean Dice",
+        "mean_accuracy": "mean accuracy",
+        "overall_accuracy": "pixel accuracy",
+    }
     names["boundary_iou"] = "boundary IoU"
     for key, name in names.items():
         rows.append([name, *(percent(report[key]).strip() for report in reports.values())])
@@ -65,8 +70,8 @@ def results_table(reports: dict[str, dict]) -> str:
 
 def summary_table(reports: dict[str, dict]) -> str:
     """Means of several models, one line each, as Markdown; below it on what and how they were scored."""
-    keys = ("mean_iou", "mean_accuracy", "overall_accuracy", "boundary_iou")
-    head = ("model", "mIoU %", "mean accuracy %", "pixel accuracy %", "boundary IoU %")
+    keys = ("mean_iou", "mean_dice", "mean_accuracy", "overall_accuracy", "boundary_iou")
+    head = ("model", "mIoU %", "mean Dice %", "mean accuracy %", "pixel accuracy %", "boundary IoU %")
     rows = [[name, *(percent(report[key]).strip() for key in keys)] for name, report in reports.items()]
     report = next(iter(reports.values()))
     return "\n".join(

@@ -13,7 +13,7 @@ from hf_segkd.losses import LOSSES, check_losses
 from hf_segkd.training.options import DistillationArguments
 from hf_segkd.values import check_choice
 
-METRICS = ("mean_iou", "mean_iou_all", "mean_accuracy", "overall_accuracy", "frequency_weighted_iou")
+METRICS = ("mean_iou", "mean_dice", "mean_iou_all", "mean_accuracy", "overall_accuracy", "frequency_weighted_iou")
 DTYPES = get_args(get_type_hints(DistillationArguments)["teacher_dtype"])
 # Smallest values of numbers that transformers itself stumbles over only later.
 LOWEST = {

@@ -96,6 +96,15 @@ def test_evaluate_gives_the_numbers_of_the_training_run(finished, tmp_path, caps
     assert {"best.png", "worst.png"} <= names and "pavement" in capsys.readouterr().out
 
 
+def test_no_figures_leaves_the_scores_alone(finished, tmp_path, capsys):
+    """Queues of evaluations need the numbers, not a minute of drawing for each."""
+    _, folder = finished
+    evaluate.main([str(folder), *SCENES, "--output_dir", str(tmp_path), "--device", "cpu", "--no_figures"])
+    assert [path.name for path in tmp_path.rglob("*")] == ["metrics.json"]
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["class", "IoU", "%", "Dice", "%", "acc", "%"] and len(first.split()) == 4
+
+
 def test_two_models_are_evaluated_and_compared_in_one_command(finished, teacher, tmp_path, capsys):
     """The difference of two tables says nothing about its uncertainty."""
     _, folder = finished

@@ -84,6 +84,8 @@ def test_scores_equal_torchmetrics():
     expected = jaccard(predictions, references).numpy()
     found = scores(confusion_matrix(predictions, references, 7))
     np.testing.assert_allclose(np.nan_to_num(found["per_category_iou"]), expected, atol=1e-6)
+    f1 = metrics.F1Score(task="multiclass", num_classes=7, ignore_index=255, average=None)
+    np.testing.assert_allclose(np.nan_to_num(found["per_category_dice"]), f1(predictions, references), atol=1e-6)
     accuracy = metrics.Accuracy(task="multiclass", num_classes=7, ignore_index=255, average="micro")
     assert found["overall_accuracy"] == pytest.approx(float(accuracy(predictions, references)), abs=1e-6)
 

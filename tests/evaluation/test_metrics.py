@@ -56,7 +56,9 @@ def test_scores_of_a_case_done_by_hand():
     result = scores(matrix)
     assert result["per_category_iou"][:2].tolist() == [2 / 3, 1 / 2] and np.isnan(result["per_category_iou"][2])
     assert result["per_category_accuracy"][:2].tolist() == [2 / 3, 1] and np.isnan(result["per_category_accuracy"][2])
+    assert result["per_category_dice"][:2].tolist() == [4 / 5, 2 / 3] and np.isnan(result["per_category_dice"][2])
     assert result["mean_iou"] == pytest.approx(7 / 12)
+    assert result["mean_dice"] == pytest.approx(11 / 15)
     assert result["mean_iou_all"] == pytest.approx(7 / 18)
     assert result["mean_accuracy"] == pytest.approx(5 / 6)
     assert result["overall_accuracy"] == 3 / 4
