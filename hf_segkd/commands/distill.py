@@ -122,6 +122,7 @@ def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> di
     from hf_segkd.reports.run_folder import begin_run, finish_run
     from hf_segkd.reports.tables import table
     from hf_segkd.training.checks import find_checkpoint
+    from hf_segkd.training.class_weights import resolve_class_weights
     from hf_segkd.training.resume import check_same_recipe, field_defaults
 
     with readable_errors():
@@ -130,6 +131,9 @@ def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> di
             checkpoint = find_checkpoint(config, script.overwrite, script.resume)
         pin_teacher(script, recipe)
         dataset = open_from_arguments(script)
+        config.losses = resolve_class_weights(config.losses, dataset)
+        if "losses" in recipe:
+            recipe["losses"] = config.losses
         if checkpoint:
             defaults = field_defaults(type(script), type(config))
             check_same_recipe(config.output_dir, recipe, defaults, script.resume_with_changes)

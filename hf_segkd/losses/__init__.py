@@ -35,6 +35,8 @@ METHODS = {
     "cankd": "cankd:CanKDLoss",
     "gkd": "gkd:GKDLoss",
     "cosine": "cosine:CosineLoss",
+    "dice": "dice:DiceLoss",
+    "lovasz": "lovasz:LovaszLoss",
 }
 LOSSES: dict[str, type[DistillationLoss]] = {}
 for _name, _place in METHODS.items():

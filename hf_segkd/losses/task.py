@@ -19,8 +19,9 @@ class TaskLoss(DistillationLoss):
         setup (`LossSetup`): `num_labels`, `ignore_index` and `align_corners` (how logits are upsampled) are used.
         aux_weight (`float`, *optional*, defaults to `0.4`): Weight of the auxiliary head's cross-entropy, for students
             that have one. All four original repositories use 0.4.
-        class_weights (`list[float]`, *optional*): What a pixel of each class counts in the mean, for rare classes; K
-            positive numbers, as in `torch.nn.CrossEntropyLoss`. By default all pixels count alike.
+        class_weights (`list[float]` or `str`, *optional*): What a pixel of each class counts in the mean, for rare
+            classes; K positive numbers, as in `torch.nn.CrossEntropyLoss`. By default all pixels count alike. In a
+            recipe also a formula of [`hf_segkd.training.class_weights`], computed from the training split.
 
     Raises:
         ValueError: If `class_weights` are not K positive numbers.
@@ -38,7 +39,7 @@ class TaskLoss(DistillationLoss):
     memory_growth = "one band of rows"
     fused = True
 
-    def __init__(self, setup: LossSetup, aux_weight: float = 0.4, class_weights: list[float] | None = None):
+    def __init__(self, setup: LossSetup, aux_weight: float = 0.4, class_weights: list[float] | str | None = None):
         super().__init__(setup)
         self.aux_weight = aux_weight
         weights = None if class_weights is None else _checked(class_weights, setup.num_labels)
@@ -55,7 +56,12 @@ class TaskLoss(DistillationLoss):
         return upsampled_cross_entropy(logits, labels, setup.ignore_index, setup.align_corners, self.class_weights)
 
 
-def _checked(weights: list[float], num_labels: int) -> Tensor:
+def _checked(weights: list[float] | str, num_labels: int) -> Tensor:
+    if isinstance(weights, str):
+        raise ValueError(
+            f"class_weights must be {num_labels} positive numbers, got '{weights}'. hf-segkd distill computes them by "
+            "a formula; from Python, call hf_segkd.training.class_weights.resolve_class_weights first."
+        )
     numbers = [x for x in weights if isinstance(x, int | float) and math.isfinite(x) and x > 0]
     if len(numbers) != len(weights) or len(weights) != num_labels:
         raise ValueError(f"class_weights must be {num_labels} positive numbers, one per class, got {weights}.")

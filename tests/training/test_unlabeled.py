@@ -20,7 +20,7 @@ from hf_segkd.training.distiller import Distiller
 # Terms that read the labels, as they are logged: 0 with a graph without them.
 NEED_LABELS = {
     *("task", "ifvd", "cirkd_memory_pixel", "cirkd_memory_region"),
-    *("cirkdv2_memory_pixel", "cirkdv2_memory_region", "bpkd_edge"),
+    *("cirkdv2_memory_pixel", "cirkdv2_memory_region", "bpkd_edge", "dice", "lovasz"),
 }
 # Terms to which the labels give a part of the image: without labels all of it. All other terms must not notice.
 WHOLE_WITHOUT_LABELS = {"bpkd_body"}
