@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,11 @@ from hf_segkd.models.espnetv2 import ESPNetv2Config
 from hf_segkd.recipe import load_yaml
 from hf_segkd.values import did_you_mean
 
+logger = logging.getLogger(__name__)
+SHOWN = 12  # classes, or names of one, in the line that says what was matched
+# Logit of a class that a teacher does not know: its probability is 0, in half precision too, and maps stay finite when
+# they are resized or averaged.
+UNKNOWN = -1e4
 ALL_OTHERS = "*"  # key of teacher_classes: all classes of the teacher that belong to no other
 
 
@@ -23,10 +29,11 @@ class ClassMap(nn.Module):
     """Read one model's class scores as another set of classes.
 
     A class made of several gets the sum of their probabilities, which is the logsumexp of their logits; classes that
-    belong to none are left out, so that a softmax is the distribution given that the pixel is one of those kept.
+    belong to none are left out, so that a softmax is the distribution given that the pixel is one of those kept. A
+    class made of none has probability 0.
 
     Args:
-        groups (`Sequence[Sequence[int]]`): For each class wanted, the channels that it is made of, at least one.
+        groups (`Sequence[Sequence[int]]`): For each class wanted, the channels that it is made of.
 
     Returns:
         `SegmentationOutput`: With `logits` and `aux_logits` of shape `(B, len(groups), h, w)`, all else as it was.
@@ -35,7 +42,7 @@ class ClassMap(nn.Module):
     def __init__(self, groups: Sequence[Sequence[int]]):
         super().__init__()
         self.sizes = [len(group) for group in groups]
-        channels = torch.tensor([channel for group in groups for channel in group])
+        channels = torch.tensor([channel for group in groups for channel in group], dtype=torch.int64)
         self.register_buffer("channels", channels, persistent=False)
 
     def forward(self, output: SegmentationOutput) -> SegmentationOutput:
@@ -47,7 +54,9 @@ class ClassMap(nn.Module):
         logits = logits.index_select(1, self.channels)
         if set(self.sizes) == {1}:
             return logits
-        return torch.cat([part.logsumexp(dim=1, keepdim=True) for part in logits.split(self.sizes, dim=1)], dim=1)
+        unknown = torch.full_like(logits[:, :1], UNKNOWN)
+        parts = logits.split(self.sizes, dim=1)
+        return torch.cat([part.logsumexp(dim=1, keepdim=True) if part.shape[1] else unknown for part in parts], dim=1)
 
 
 def map_classes(
@@ -57,7 +66,7 @@ def map_classes(
 
     Names are compared without case, spaces, underscores and hyphens, and where none is equal, by singular and plural.
     The teacher may have more classes, in any order. Where its config holds only placeholder names (`LABEL_0`), as many
-    classes count as the same ones.
+    classes count as the same ones. What was matched by more than equal names is logged.
 
     Args:
         teacher (`PreTrainedModel`): Returns [`~hf_segkd.models.SegmentationOutput`]; gets a forward hook, which is
@@ -66,17 +75,23 @@ def map_classes(
         mapping (`Mapping[str, str | Sequence[str]]` or `str`, *optional*): Student's name -> the teacher's name or
             names, where they differ: `{"SignSymbol": ["traffic sign", "traffic light"]}`. Probabilities of several are
             summed. `{"*": "background"}` makes all of the teacher's classes that belong to no other part of the
-            student's class `background`. Or a YAML or JSON file that holds the mapping.
+            student's class `background`. `{"rust": None}` says that no class of the teacher is rust: it is learned
+            from labels alone, see [`shared_classes`]. Or a YAML or JSON file that holds the mapping.
 
     Returns:
         `PreTrainedModel`: The same teacher.
 
     Raises:
-        ValueError: A class without a counterpart (both lists are shown), one teacher class used twice, or a name in
-            `mapping` that neither has.
+        ValueError: A class without a counterpart (both lists are shown), one teacher class used twice, a name in
+            `mapping` that neither has, or fewer than two classes that both know.
     """
     names = class_names(teacher.config)
     groups = match_classes(names, labels, mapping or {})
+    if vars(teacher).get("_class_groups") == (groups, list(labels)):
+        return teacher
+    teacher._class_groups = groups, list(labels)
+    if matches := shown_matches(names, labels, groups):
+        logger.info("Classes of the teacher -> of the dataset: %s", matches)
     if "_class_hook" in vars(teacher):
         teacher._class_hook.remove()
     if groups != [[index] for index in range(len(names))]:
@@ -85,11 +100,48 @@ def map_classes(
     return teacher
 
 
+def shared_classes(
+    labels: Sequence[str], mapping: Mapping[str, str | Sequence[str] | None] | str | None
+) -> list[int] | None:
+    """Positions of the classes that a teacher knows; `None` where it knows all, as `mapping` says.
+
+    The others are learned from labels alone: losses that compare with the teacher see the class scores of both models
+    restricted to the shared classes M, so that their softmax is renormalized over these, `p_k / Σ_{j in M} p_j` for
+    both. What the student gives to the other classes is neither rewarded nor punished. Features are compared as they
+    are, and losses on labels see all classes.
+
+    Args:
+        labels (`Sequence[str]`): The student's class names.
+        mapping (`Mapping` or `str`, *optional*): As for [`map_classes`].
+    """
+    given = dict(read_mapping(mapping or {}))
+    alone = {_known(label, labels, "dataset") for label, names in given.items() if names is None}
+    return [index for index, label in enumerate(labels) if normal(label) not in alone] if alone else None
+
+
+def shown_matches(names: Sequence[str], labels: Sequence[str], groups: Sequence[Sequence[int]]) -> str:
+    """What a teacher's classes were made into, as far as names differ; empty where none does."""
+    lines = []
+    for label, group in zip(labels, groups, strict=True):
+        members = [names[index] for index in group]
+        if members == [label]:
+            continue
+        text = ", ".join(members[:SHOWN]) + (f" and {len(members) - SHOWN} more" if len(members) > SHOWN else "")
+        lines.append(f"{text} -> {label}" if members else f"none -> {label} (from labels alone)")
+    more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return "; ".join(lines[:SHOWN]) + more
+
+
 def match_classes(
     names: Sequence[str], labels: Sequence[str], mapping: Mapping[str, str | Sequence[str]] | str
 ) -> list[list[int]]:
-    """Find for each of `labels` the positions in `names` of the classes it is made of; see [`map_classes`]."""
+    """Find for each of `labels` the positions in `names` of the classes it is made of; see [`map_classes`].
+
+    There are none for a class that is to be learned from labels alone.
+    """
     mapping = dict(read_mapping(mapping))
+    alone = {_known(label, labels, "dataset") for label, given in mapping.items() if given is None}
+    mapping = {label: given for label, given in mapping.items() if given is not None}
     rest = mapping.pop(ALL_OTHERS, None)
     if rest is None and not mapping and len(names) == len(labels) and (placeholders(names) or placeholders(labels)):
         return [[index] for index in range(len(names))]
@@ -97,16 +149,22 @@ def match_classes(
     for label, given in mapping.items():
         given = [given] if isinstance(given, str) else given
         wanted[_known(label, labels, "dataset")] = [_known(name, names, "teacher") for name in given]
+    wanted |= {label: [] for label in alone}
     groups = [[index for index, name in enumerate(names) if normal(name) in wanted[normal(label)]] for label in labels]
     if rest is not None:
         taken = {index for group in groups for index in group}
         place = [*map(normal, labels)].index(_known(rest, labels, "dataset"))
         groups[place] = sorted({*groups[place], *range(len(names))} - (taken - {*groups[place]}))
-    missing = [label for label, group in zip(labels, groups, strict=True) if not group]
+    missing = [label for label, group in zip(labels, groups, strict=True) if not group and normal(label) not in alone]
     used = Counter(index for group in groups for index in group)
     twice = [names[index] for index, count in used.items() if count > 1]
     if missing or twice:
         raise _mismatch(names, labels, missing, twice)
+    if alone and len(labels) - len(alone) < 2:
+        raise ValueError(
+            f"teacher_classes: of {', '.join(labels)} the teacher would know {len(labels) - len(alone)}. It must know "
+            "two at least, to tell them apart; train without a teacher, or take another one."
+        )
     return groups
 
 
@@ -121,13 +179,15 @@ def read_mapping(mapping: Mapping[str, str | Sequence[str]] | str) -> Mapping[st
             f"teacher_classes must be a mapping of names in a recipe, or a .yaml or .json file, got {mapping!r}."
         )
     for label, given in mapping.items():
+        if isinstance(given, str) or (given is None and label != ALL_OTHERS):
+            continue
         several = isinstance(given, Sequence) and label != ALL_OTHERS
-        if isinstance(given, str) or (several and given and all(isinstance(name, str) for name in given)):
+        if several and given and all(isinstance(name, str) for name in given):
             continue
         raise ValueError(
             f"teacher_classes: '{label}' is given as {given!r}, expected a class of the teacher or a list of them. "
-            f"Leave the line out to match by name; {{'{ALL_OTHERS}': background}} makes all of the teacher's other "
-            "classes the dataset's background."
+            "null to learn it from labels alone. Leave the line out to match by name; "
+            f"{{'{ALL_OTHERS}': background}} makes all of the teacher's other classes the dataset's background."
         )
     return mapping
 
@@ -210,5 +270,6 @@ def _mismatch(names: Sequence[str], labels: Sequence[str], missing: list[str], t
         f"The teacher's classes disagree with the dataset's. {' '.join(reasons)}\n"
         f"  teacher ({len(names)}): {', '.join(names)}\n  dataset ({len(labels)}): {', '.join(labels)}\n"
         "Use a teacher trained on the same classes, or say in teacher_classes which of its classes each one is made "
-        "of: {name in the dataset: name in the teacher, or a list of names}."
+        "of: {name in the dataset: name in the teacher, or a list of names}. A class that the teacher does not know "
+        "is learned from labels alone with {name: null}."
     )

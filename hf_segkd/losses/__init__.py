@@ -2,6 +2,7 @@
 
 import inspect
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import get_type_hints
@@ -123,7 +124,9 @@ def check_logits_only(specs: dict[str, dict], reason: str) -> None:
         )
 
 
-def build_losses(specs: dict[str, dict], setup: LossSetup) -> tuple[nn.ModuleDict, dict[str, Weight]]:
+def build_losses(
+    specs: dict[str, dict], setup: LossSetup, shared: Sequence[int] | None = None
+) -> tuple[nn.ModuleDict, dict[str, Weight]]:
     """Build the losses of a recipe.
 
     Args:
@@ -131,6 +134,8 @@ def build_losses(specs: dict[str, dict], setup: LossSetup) -> tuple[nn.ModuleDic
             `schedule` goes to the loss's constructor.
         setup (`LossSetup`): Shapes of both models' outputs, classes, ignore index, seed of the run. Each loss has a
             seed of its own that follows from the run's and its name, so that two of one method do not draw alike.
+        shared (`Sequence[int]`, *optional*): The classes that the teacher knows, by default all; losses that need it
+            see the class scores of these alone.
 
     Returns:
         `tuple[nn.ModuleDict, dict[str, float | dict[str, float]]]`: Modules by name, and their weights (default 1).
@@ -140,10 +145,13 @@ def build_losses(specs: dict[str, dict], setup: LossSetup) -> tuple[nn.ModuleDic
     """
     check_losses(specs)
     modules, weights = nn.ModuleDict(), {}
+    with_teacher = setup if shared is None else setup.with_classes(len(shared))
     for name, options in specs.items():
         arguments = {key: value for key, value in options.items() if key not in COMMON_OPTIONS}
         seed = zlib.crc32(f"{setup.seed}/{name}".encode())
-        modules[name] = LOSSES[options.get("type", name)](replace(setup, seed=seed), **arguments)
+        method = LOSSES[options.get("type", name)]
+        seen = with_teacher if method.needs_teacher else setup
+        modules[name] = method(replace(seen, seed=seed), **arguments)
         weights[name] = options.get("weight", 1.0)
     return modules, weights
 

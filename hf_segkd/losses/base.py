@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
@@ -37,6 +37,10 @@ class LossSetup:
     align_corners: bool = True
     seed: int = 0
     image_channels: int = 3
+
+    def with_classes(self, count: int) -> LossSetup:
+        """The same with class scores of `count` classes; those of the labels stay."""
+        return replace(self, student=_with_classes(self.student, count), teacher=_with_classes(self.teacher, count))
 
 
 class DistillationLoss(nn.Module):
@@ -130,6 +134,11 @@ def resize_like(x: Tensor, reference: Tensor, align_corners: bool = True) -> Ten
     if x.shape[-2:] == reference.shape[-2:]:
         return x
     return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=align_corners)
+
+
+def _with_classes(shapes: dict[str, torch.Size], count: int) -> dict[str, torch.Size]:
+    scores = {name: shape for name, shape in shapes.items() if name in ("logits", "aux_logits")}
+    return shapes | {name: torch.Size((shape[0], count, *shape[2:])) for name, shape in scores.items()}
 
 
 def map_shape(shapes: dict[str, torch.Size], layer: str, whose: str) -> torch.Size:

@@ -55,11 +55,11 @@ class LovaszLoss(DistillationLoss):
         target = F.one_hot(labels.long().where(seen, 0), logits.shape[1]).movedim(-1, 1).bool() & seen[:, None]
         probabilities = logits.softmax(dim=1)
         errors = (1 - probabilities).where(target, probabilities).flatten(2)
-        # Ignored pixels come last, behind errors of 0, where they change no weight of another.
+        # Ignored pixels come last, behind all labeled ones: no intersection is left there, so their weight is 0.
         errors = errors.masked_fill(~seen.flatten(1)[:, None], -1)
         errors, order = errors.sort(dim=2, descending=True, stable=True)
         labeled = target.flatten(2).gather(2, order)
-        weights = _increments(labeled).to(errors) * (errors >= 0)
+        weights = _increments(labeled).to(errors)
         return mean_over_present((errors * weights).sum(dim=2), labeled.any(dim=2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from hf_segkd.loading.class_map import ClassMap
 from hf_segkd.loading.native import output_shapes
 from hf_segkd.losses import Weight, WeightSchedule, build_losses, build_schedules
 from hf_segkd.losses.base import LossSetup
@@ -37,6 +39,8 @@ class Distiller(nn.Module):
             default leaves the input as it is.
         schedules (`dict[str, WeightSchedule]`, *optional*): How the weights of these losses change over time. The
             buffer `progress`, a scalar from 0 to 1, is the time: the trainer sets it before each step.
+        shared (`Sequence[int]`, *optional*): The classes that the teacher knows, by default all; see
+            [`~hf_segkd.loading.class_map.shared_classes`].
 
     Raises:
         ValueError: In `forward`, when a weight names a term that its loss does not return.
@@ -53,6 +57,7 @@ class Distiller(nn.Module):
         weights: dict[str, Weight] | None = None,
         normalization: InputNormalization | None = None,
         schedules: dict[str, WeightSchedule] | None = None,
+        shared: Sequence[int] | None = None,
     ):
         super().__init__()
         self.student = student
@@ -61,6 +66,7 @@ class Distiller(nn.Module):
         self.normalization = normalization if normalization is not None else nn.Identity()
         self.image_dtype = normalization.dtype if normalization is not None else torch.uint8
         self.schedules = schedules or {}
+        self.shared = None if shared is None else ClassMap([[index] for index in shared])
         self.given_images = {name for name, x in self.losses.items() if "images" in signature(x.forward).parameters}
         # A tensor, so that a compiled step is not compiled again for each value.
         self.register_buffer("progress", torch.zeros(()), persistent=False)
@@ -81,9 +87,13 @@ class Distiller(nn.Module):
         # Float32 whatever the autocast: softmax sums over 10^5 positions and squared similarities lose in bf16.
         with torch.autocast(pixel_values.device.type, enabled=False):
             student, teacher = student.float(), teacher and teacher.float()
+            compared = (student, teacher)
+            if self.shared is not None:
+                compared = (self.shared(student), teacher and self.shared(teacher))
             for name, loss in self.losses.items():
+                outputs = (student, teacher) if self.shared is None or not loss.needs_teacher else compared
                 options = {"images": pixel_values} if name in self.given_images else {}
-                for term, value, weight in self._weighted(name, loss(student, teacher, labels, **options)):
+                for term, value, weight in self._weighted(name, loss(*outputs, labels, **options)):
                     terms[term] = value.detach()
                     total = total + weight * value
         return DistillerOutput(loss=total, terms=terms)
@@ -153,13 +163,17 @@ def build_distiller(
     normalization: InputNormalization,
     size: tuple[int, int],
     ignore_index: int = 255,
+    shared: Sequence[int] | None = None,
 ) -> Distiller:
     """Put a student and the losses of `args.losses` together, for crops of `size` (h, w) pixels; see [`loss_setup`].
+
+    `shared` are the classes that the teacher knows, see [`Distiller`].
 
     Raises:
         ValueError: If a loss refuses the outputs of student or teacher.
     """
     # Projectors are drawn from the run's seed too, whatever was built before.
     torch.manual_seed(args.seed)
-    losses, weights = build_losses(args.losses, loss_setup(student, teacher, size, ignore_index, args.seed))
-    return Distiller(student, losses, weights, normalization, build_schedules(args.losses))
+    setup = loss_setup(student, teacher, size, ignore_index, args.seed)
+    losses, weights = build_losses(args.losses, setup, shared)
+    return Distiller(student, losses, weights, normalization, build_schedules(args.losses), shared)

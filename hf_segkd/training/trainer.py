@@ -15,7 +15,7 @@ from hf_segkd.distributed import average
 from hf_segkd.evaluation.confusion import confusion_matrices, scores
 from hf_segkd.evaluation.inference import upsampled_argmax
 from hf_segkd.evaluation.profiling import peak_memory_mib
-from hf_segkd.loading.class_map import class_names, map_classes
+from hf_segkd.loading.class_map import class_names, map_classes, shared_classes
 from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
 from hf_segkd.loading.pretrained import processor_of
@@ -56,7 +56,8 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
         processing_class (*optional*): The student's image processor; saved beside it.
         teacher_processing_class (*optional*): The teacher's; defaults to what was saved with the teacher.
         teacher_classes (`dict[str, str | list[str]]`, *optional*): Where names differ, which of the teacher's classes
-            each of the student's is made of: [`~hf_segkd.loading.class_map.map_classes`].
+            each of the student's is made of, and which are learned from labels alone:
+            [`~hf_segkd.loading.class_map.map_classes`].
         callbacks (`list[TrainerCallback]`, *optional*): As for `Trainer`.
 
     Raises:
@@ -94,10 +95,11 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
             check_finite(teacher, "teacher")
             map_classes(teacher, class_names(student.config), teacher_classes)
         normalization = InputNormalization.from_processor(processing_class)
+        shared = shared_classes(class_names(student.config), teacher_classes)
         if losses is None:
-            distiller = build_distiller(student, known, args, normalization, size, ignore_index)
+            distiller = build_distiller(student, known, args, normalization, size, ignore_index, shared)
         else:
-            distiller = Distiller(student, losses, normalization=normalization)
+            distiller = Distiller(student, losses, normalization=normalization, shared=shared)
         if args.world_size > 1 and args.device.type == "cuda":
             distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
         self.ignore_index = ignore_index

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from dataset_builders import DATASETS
 from helpers.paths import ROOT
 from helpers.teachers import native, saved, trainer_for
 from helpers.tiny import LABELS, TINY, TinyScenes
-from hf_segkd.loading.class_map import ClassMap, map_classes, match_classes
+from hf_segkd.loading.class_map import ClassMap, map_classes, match_classes, shared_classes, shown_matches
 from hf_segkd.loading.native import expose_features
+from hf_segkd.losses import LossSetup, build_losses
 from hf_segkd.models import SegmentationOutput
+from hf_segkd.training.distiller import Distiller
 
 CITYSCAPES = (
     *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),
@@ -131,11 +134,37 @@ def test_a_file_holds_the_mapping(tmp_path):
         match_classes(["wall"], ("wall",), "none.yaml")
 
 
-@pytest.mark.parametrize("given", [None, 3, [], [None], {"a": "b"}])
+@pytest.mark.parametrize("given", [3, [], [None], {"a": "b"}])
 def test_values_that_name_no_class_are_refused(given):
-    """`background: null` ended in a TypeError."""
+    """They ended in a TypeError."""
     with pytest.raises(ValueError, match="'background' is given as .*expected a class of the teacher"):
         match_classes(["wall", "sky"], ("background", "sky"), {"background": given})
+
+
+def test_case_14_a_class_that_the_teacher_does_not_know_is_learned_from_labels_alone():
+    """`{background: null}` ended in a TypeError; without a way to say it, such a class stopped every run."""
+    mapping = {"background": None}
+    assert match_classes(["sky", "wall"], ("background", "wall", "sky"), mapping) == [[], [1], [0]]
+    assert match_classes(["sky", "wall", "rust"], ("wall", "Rust", "sky"), {"rust": None}) == [[1], [], [0]]
+    assert shared_classes(("wall", "Rust", "sky"), {"rust": None, "sky": "heaven"}) == [0, 2]
+    assert shared_classes(("wall", "rust"), {"wall": "walls"}) is shared_classes(("wall", "rust"), None) is None
+    with pytest.raises(ValueError, match=r"learned from labels alone with \{name: null\}"):
+        match_classes(["sky"], ("rust", "sky"), {})
+    with pytest.raises(ValueError, match="the teacher would know 1. It must know two at least"):
+        match_classes(["sky", "wall"], ("rust", "sky"), {"rust": None})
+    with pytest.raises(ValueError, match="the dataset has no class 'rusty'. Did you mean 'rust'"):
+        match_classes(["sky", "wall"], ("rust", "sky", "wall"), {"rusty": None})
+
+
+def test_what_was_matched_by_more_than_equal_names_is_shown():
+    """Whoever reads it sees a wrong match; nobody would look for one."""
+    labels = ("car", "background", "rust", "sky")
+    groups = match_classes(["Cars", "wall", "sea", "sky"], labels, {"*": "background", "rust": None})
+    shown = shown_matches(["Cars", "wall", "sea", "sky"], labels, groups)
+    assert shown == "Cars -> car; wall, sea -> background; none -> rust (from labels alone)"
+    many = [f"thing {index}" for index in range(100)]
+    shown = shown_matches([*many, "sky"], ("sky", "rest"), [[100], list(range(100))])
+    assert shown.startswith("thing 0, thing 1, ") and shown.endswith("thing 11 and 88 more -> rest")
 
 
 # ---- the map -------------------------------------------------------------------------------------------------------
@@ -155,6 +184,40 @@ def test_left_out_classes_are_conditioned_away():
     found = ClassMap([[3], [1]])(SegmentationOutput(logits=x)).logits.softmax(dim=1)
     p = x.softmax(dim=1)[:, [3, 1]]
     torch.testing.assert_close(found, p / p.sum(dim=1, keepdim=True))
+
+
+def test_a_class_made_of_none_has_no_probability():
+    """A teacher that is scored, or averaged with others, must not predict a class that it does not know."""
+    x = logits()
+    mapped = ClassMap([[3], [], [1, 0]])(SegmentationOutput(logits=x.half())).logits.float()
+    found = mapped.softmax(dim=1)
+    assert not found[:, 1].any() and mapped.isfinite().all()  # an infinite logit is NaN once it is resized
+    p = x.half().float().softmax(dim=1)
+    expected = (p[:, 0] + p[:, 1]) / (p[:, 0] + p[:, 1] + p[:, 3])
+    torch.testing.assert_close(found[:, 2], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_kd_leaves_the_mass_of_unknown_classes_out():
+    """KL(t || s') with s'_k = s_k / sum of s over the shared classes: by hand, with its gradient."""
+    student = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)  # the teacher does not know the first class
+    teacher = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    expected = 0.25 * math.log(0.25 / 0.4) + 0.75 * math.log(0.75 / 0.6)
+    setup = LossSetup({"logits": (1, 3, 1, 1)}, 3, {"logits": (1, 3, 1, 1)})
+    losses, _ = build_losses({"task": {}, "kd": {}}, setup, shared=[1, 2])
+    student_logits = student.log().view(1, 3, 1, 1).requires_grad_()
+    teacher_logits = torch.cat([torch.tensor([-1e4]), teacher.log()]).view(1, 3, 1, 1)
+
+    class Fixed(torch.nn.Module):
+        def forward(self, pixel_values, output_hidden_states):
+            return SegmentationOutput(logits=student_logits)
+
+    distiller = Distiller(Fixed(), losses, weights={"task": 0.0}, shared=[1, 2])
+    found = distiller(torch.zeros(1, 3, 1, 1), torch.tensor([[[0]]]), SegmentationOutput(logits=teacher_logits))
+    assert found.terms["kd"].item() == pytest.approx(expected, abs=1e-12)
+    assert found.terms["task"].item() == pytest.approx(math.log(2), abs=1e-6)  # labels are of all classes
+    found.loss.backward()
+    # The gradient of a KL is s' - t over the shared classes, and nothing for the other.
+    torch.testing.assert_close(student_logits.grad.flatten(), torch.tensor([0, 0.15, -0.15], dtype=torch.float64))
 
 
 def test_auxiliary_logits_are_mapped_and_features_are_not():
@@ -217,6 +280,27 @@ def test_offline_folder_with_its_own_classes_and_features_teaches(distill, tmp_p
     distill.main([*command(tmp_path, **given), "--teacher_classes.marking", "line"])
     log = json.loads((tmp_path / "run" / "training_log.json").read_text())
     assert {"loss_kd", "loss_cwd"} <= log[0].keys() and (tmp_path / "run" / "figures" / "predictions.png").is_file()
+
+
+def test_a_class_that_the_teacher_lacks_is_trained_and_scored(distill, tmp_path, capsys):
+    """The run goes on with it, and `evaluate` scores such a teacher before anything is trained."""
+    folder = saved("segformer", {index: name for index, name in LABELS.items() if name != "marking"}, tmp_path / "t")
+    losses = {"task": {}, "kd": {}, "dist": {}, "cwd_logits": {"type": "cwd", "layer": "logits"}}
+    assert "learned from labels alone" in refused(distill, command(tmp_path, teacher=folder, losses=losses))
+    report = distill.main(
+        command(tmp_path, teacher=folder, losses=losses, teacher_classes={"marking": None}, overwrite=True)
+    )
+    assert report["models"]["teacher"]["per_class_iou"]["marking"] in (None, 0.0)
+    argv = [folder, "--dataset", "synthetic", "--dataset_config", json.dumps(RECIPE["dataset_config"])]
+    argv += ["--teacher_classes", "{marking: null}", "--output_dir", str(tmp_path / "scores"), "--no_figures"]
+    (scores,) = importlib.import_module("hf_segkd.commands.evaluate").main([*argv, "--device", "cpu"]).values()
+    assert scores["per_class_iou"] == report["models"]["teacher"]["per_class_iou"]
+
+
+def refused(distill, argv) -> str:
+    with pytest.raises(SystemExit) as stop:
+        distill.main(argv)
+    return str(stop.value.code)
 
 
 def test_teacher_that_cannot_read_whole_images_ends_the_run_well(distill, tmp_path, capsys):
