@@ -57,6 +57,10 @@ class DataArguments:
     pixel_range: list[float] | None = field(
         default=None, metadata={"help": "Values of such images that a model of 8-bit pictures sees as 0 and as 255."}
     )
+    full_check: bool = field(
+        default=False,
+        metadata={"help": "Look at each file of a large folder for what has changed, not at its folders alone."},
+    )
     images: str | None = field(
         default=None, metadata={"help": "Pattern of the images in your own folder, such as 'photos/*.jpg'."}
     )

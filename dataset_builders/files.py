@@ -4,13 +4,16 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile
 
+from hf_segkd.data import heif
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+SUFFIXES |= set(heif.SUFFIXES) if heif.is_readable() else set()
 MASK_SUFFIXES = SUFFIXES | {".npy"}
 # Thumbnails and bookkeeping of network disks, archives and systems; what begins with a dot is left out anyway.
 SKIPPED = {"@eadir", "__macosx", "#recycle", "thumbs.db", "desktop.ini"}
@@ -43,8 +46,15 @@ class RawFile:
 
     def fingerprint(self, root: str | None) -> str:
         """Place, size and time: another text as soon as the file, or the archive it lies in, is replaced."""
-        status = self.path.stat()
-        return f"{os.path.relpath(self.path, root)} {self.member} {status.st_size} {status.st_mtime_ns}"
+        status = os.stat(self.path)
+        return f"{below(str(self.path), root)} {self.member} {status.st_size} {status.st_mtime_ns}"
+
+
+def below(path: str, root: str | None) -> str:
+    """A path relative to the folder `root`, or to the working directory."""
+    if root is not None and path.startswith(root + os.sep):
+        return path[len(root) + 1 :]  # os.path.relpath takes 20 times as long
+    return os.path.relpath(path, root)
 
 
 @dataclass(frozen=True)
@@ -181,7 +191,7 @@ def walk(folder: Path, root: Path) -> dict[str, RawFile]:
     above = {str(folder): {str(real), *map(str, real.parents)}}
     for place, folders, names in os.walk(folder, followlinks=True):
         kept = []
-        for name in sorted(name for name in folders if not _is_junk(name)):
+        for name in sorted(name for name in folders if not is_junk(name)):
             path = os.path.join(place, name)
             real = os.path.realpath(path)
             if real not in above[place]:
@@ -189,12 +199,13 @@ def walk(folder: Path, root: Path) -> dict[str, RawFile]:
                 kept.append(name)
         folders[:] = kept
         prefix = Path(place).relative_to(root).as_posix()
-        for name in sorted(name for name in names if not _is_junk(name)):
+        for name in sorted(name for name in names if not is_junk(name)):
             files[name if prefix == "." else f"{prefix}/{name}"] = RawFile(Path(place, name))
     return files
 
 
-def _is_junk(name: str) -> bool:
+def is_junk(name: str) -> bool:
+    """Whether a file or folder is hidden, or one of [`SKIPPED`]."""
     return name.startswith(".") or name.lower() in SKIPPED
 
 
@@ -204,9 +215,27 @@ def split_of_folder(name: str) -> str | None:
     return next((split for split, names in SPLIT_FOLDERS.items() if word in names), None)
 
 
+def check_heic(paths: Iterable[str]) -> None:
+    """Refuse photos that cannot be read here, unless the same photo lies there in another format.
+
+    Raises:
+        ValueError: Names some, and what to install.
+    """
+    if heif.is_readable():
+        return
+    names = [(path, *os.path.splitext(os.path.basename(path))) for path in paths]
+    others = {stem for _, stem, suffix in names if suffix.lower() in SUFFIXES}
+    alone = [path for path, stem, suffix in names if suffix.lower() in heif.SUFFIXES and stem not in others]
+    if alone:
+        raise ValueError(
+            f"{len(alone)} photos are HEIC, which needs one more package: {examples(alone)}. {heif.INSTALL}, or "
+            "convert them to JPEG or PNG."
+        )
+
+
 def composed(text: str) -> str:
     """Text whose letters with accents are one character each: macOS takes them apart in file names."""
-    return unicodedata.normalize("NFC", text)
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def list_archive(archive: Path, page: str) -> dict[str, RawFile]:

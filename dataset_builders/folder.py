@@ -14,7 +14,7 @@ from dataset_builders import class_files, exports, layouts
 from dataset_builders import own_classes as own_classes_module
 from dataset_builders.class_files import find_class_file
 from dataset_builders.exports import export_classes, export_pairs, is_annotation
-from dataset_builders.files import RawFile, check_folder, listing, walk
+from dataset_builders.files import RawFile, check_folder, check_heic, listing, walk
 from dataset_builders.formats import FORMATS, Export, find_format, read_export, shapes
 from dataset_builders.layouts import (
     LAYOUTS,
@@ -27,6 +27,7 @@ from dataset_builders.layouts import (
     pair_layouts,
     unused_pictures,
 )
+from dataset_builders.listing import Listing
 from dataset_builders.own_classes import Meaning, own_classes, own_spec
 from dataset_builders.pair_builder import PairBuilder, Pairs
 from hf_segkd.data.label_map import LabelMap
@@ -107,11 +108,14 @@ class FolderContents:
     def __init__(self, root: Path, config: FolderConfig):
         self.root = root
         self.config = config
+        self.listing: Listing | None = None
 
     @cached_property
     def files(self) -> dict[str, RawFile]:
         """All files by their path below the folder."""
-        return walk(self.root, self.root)
+        files = walk(self.root, self.root)
+        check_heic(files)
+        return files
 
     @cached_property
     def export(self) -> Export | None:
@@ -121,17 +125,21 @@ class FolderContents:
             ValueError: The files of several tools lie there.
         """
         config = self.config
-        if config.images is not None or config.data_format in MASK_FORMATS:
+        if self.listing is not None or config.images is not None or config.data_format in MASK_FORMATS:
             return None
         if config.data_format in FORMATS:
             return read_export(self.root, config.data_format)
-        names = sorted({layout.name for layout in find_layouts(self.files)})
+        names = sorted({layout.name for layout in self._known_layouts})
         if set(names) <= VAGUE:
             shapes_of = find_format(self.root)
             names += [shapes_of] if shapes_of else []
         if len(names) > 1:
             raise ValueError(f"{self.root} holds files of {' and of '.join(names)}. Say which: --data_format.")
         return read_export(self.root, names[0]) if names and names[0] in FORMATS else None
+
+    @cached_property
+    def _known_layouts(self) -> list[Layout]:
+        return find_layouts(self.files)
 
     @cached_property
     def layouts(self) -> list[Layout]:
@@ -146,7 +154,9 @@ class FolderContents:
         else:
             images, masks = LAYOUTS["masks"]
             bare = match_layout("masks", f"{images}/**/*", f"{masks}/**/*", self.files)
-            found = find_layouts(self.files, config.data_format) or [bare]
+            named = config.data_format
+            known = self._known_layouts if named is None else find_layouts(self.files, named)
+            found = known or [bare]
         if not any(layout.images for layout in found):
             raise no_pictures(self.root, listing(self.root))
         return found
@@ -170,6 +180,8 @@ class FolderContents:
     @cached_property
     def pairs(self) -> dict[str, Pairs]:
         """Images and masks by split; what is not used is counted and named."""
+        if self.listing is not None:
+            return self.listing.pairs
         config = self.config
         how = config.validation_fraction, config.split_seed
         if self.export is not None:
@@ -182,6 +194,8 @@ class FolderContents:
     @cached_property
     def unused(self) -> list[str]:
         """Paths of pictures that are in no split."""
+        if self.listing is not None:
+            return self.listing.unused
         found = unused_pictures(self.files, self.pairs)
         return [path for path in found if not is_annotation(path)] if self.export is not None else found
 
@@ -222,6 +236,14 @@ class Folder(PairBuilder):
     @classmethod
     def find_pairs(cls, data_dir, config):
         return config.contents.pairs
+
+    @classmethod
+    def use_listing(cls, config, listing):
+        config.contents.listing = listing
+
+    @classmethod
+    def draws_masks(cls, config):
+        return config.contents.export is not None
 
     @classmethod
     def unused(cls, config):

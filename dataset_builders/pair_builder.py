@@ -8,11 +8,10 @@ import datasets
 
 from dataset_builders import files
 from dataset_builders.files import FileReader, Part, RawFile, examples, list_parts, match
+from dataset_builders.listing import Listing, Pairs
 from hf_segkd.data import label_map, pixels, raw
 from hf_segkd.data.label_map import LabelMap, encode_train_ids
 from hf_segkd.data.specs import DatasetSpec
-
-Pairs = list[tuple[RawFile, RawFile | None]]
 
 
 def unique_names(images: list[RawFile]) -> list[str]:
@@ -90,6 +89,15 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
     def unused(cls, config: datasets.BuilderConfig) -> list[str]:
         """Pictures that lie in the folder and are in no split."""
         return []
+
+    @classmethod
+    def use_listing(cls, config: datasets.BuilderConfig, listing: Listing) -> None:
+        """Take what an earlier run listed in place of looking again."""
+
+    @classmethod
+    def draws_masks(cls, config: datasets.BuilderConfig) -> bool:
+        """Whether annotations are drawn from shapes, so that a list of files does not hold them."""
+        return False
 
     @classmethod
     def annotation_key(cls, config: datasets.BuilderConfig) -> str:

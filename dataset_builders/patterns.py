@@ -1,9 +1,16 @@
 """Patterns of paths, in which `*` pairs images with masks and `{split}` stands for a split."""
 
 import re
-from pathlib import PurePosixPath
+from functools import lru_cache
 
 from dataset_builders.files import SPLIT_FOLDERS, SUFFIXES, RawFile, composed, split_of_folder
+
+
+@lru_cache(maxsize=1024)
+def _split_of_folders(path: str) -> str | None:
+    """The split that the last folder that says one says."""
+    named = [split_of_folder(folder) for folder in path.split("/")]
+    return next((split for split in reversed(named) if split), None)
 
 
 class Pattern:
@@ -25,6 +32,8 @@ class Pattern:
         endings = "|".join(suffix[1:] for suffix in sorted(suffixes))
         self._suffix = "" if re.search(r"\.\w+$", text) else rf"\.(?:{endings})"
         self._compiled = re.compile(escaped + self._suffix, re.IGNORECASE)
+        # Most paths fail at the first folder: comparing it is faster than the expression.
+        self._start = re.split(r"[*{]", composed(text), maxsplit=1)[0].lower()
 
     def __str__(self) -> str:
         return self.text
@@ -36,8 +45,13 @@ class Pattern:
             `ValueError`: If two files have the same key.
         """
         found: dict[str, str] = {}
+        start = self._start
+        length = len(start)
         for path in files:
-            hit = self._compiled.fullmatch(composed(path))
+            path_as_typed = composed(path)
+            if path_as_typed[:length].lower() != start:
+                continue
+            hit = self._compiled.fullmatch(path_as_typed)
             if hit is None:
                 continue
             key = "".join(self._spelled(hit))
@@ -51,8 +65,7 @@ class Pattern:
         hit = self._compiled.fullmatch(composed(path))
         if hit is not None and "split" in self._compiled.groupindex:
             return split_of_folder(hit["split"])
-        named = [split_of_folder(folder) for folder in PurePosixPath(path).parts[:-1]]
-        return next((split for split in reversed(named) if split), None)
+        return _split_of_folders(path.rpartition("/")[0])
 
     def _spelled(self, hit: re.Match) -> list[str]:
         """What the stars stand for, and the split by its one name."""

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pyarrow.compute
 
-from dataset_builders.files import FileReader, RawFile, stored_file
+from dataset_builders.files import FileReader, RawFile, below, stored_file
 from dataset_builders.pair_builder import Pairs
 from hf_segkd.data.raw import decode_mask, orientation, turned_as
 
@@ -32,7 +32,7 @@ class FileSplit:
 
     def names(self, index: int) -> tuple[str, str]:
         """Paths of image and mask below the root."""
-        return tuple(os.path.relpath(str(file), self.root) if file else "no mask" for file in self.pairs[index])
+        return tuple(below(str(file), self.root) if file else "no mask" for file in self.pairs[index])
 
     def sizes(self) -> list[int | None]:
         """Bytes of each image."""

@@ -23,11 +23,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from dataset_builders import DataArguments, open_from_arguments
+from dataset_builders.files import SUFFIXES
 from hf_segkd.commands.flags import CommandParser, add_fields
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.deployment.label_files import (
     FORMATS,
-    SUFFIXES,
     archive_path,
     check_format,
     find_images,

@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data_dir", help="folder of the raw dataset")
     add("--output", help="new folder for parquet files")
     add("--push_to_hub", metavar="ID", help="Hub id to push to, user/name")
-    add("--num_proc", type=int, help="processes that prepare the data")
+    add("--num_proc", type=int, help="processes that prepare the data (default: all cores, for 2000 images and more)")
     add("--json", action="store_true", help="print what was understood as JSON")
     add_fields(parser, DataArguments, "data")
     return parser

@@ -8,6 +8,9 @@ from typing import Protocol
 import numpy as np
 import PIL.Image
 
+from hf_segkd.data import heif
+
+heif.register()  # here, because every process that reads files imports this
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: these orientations exchange width and height
 SMALLEST_SIDE = 2  # pixels; statistics over a single one are undefined
 # What brings the stored pixels of each EXIF orientation upright.

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dataset_builders.files import walk
+from dataset_builders.files import SUFFIXES, check_heic, walk
 from hf_segkd.data.colors import distinct_colors
 from hf_segkd.data.pixels import needs_bands
 from hf_segkd.reports.pictures import Palette, overlay
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # Where the VOC server looks in the archive.
 VOC_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 
@@ -103,7 +102,8 @@ def find_images(sources: Sequence[str | Path], left_out: Collection[Path] = ()) 
             label maps.
 
     Raises:
-        ValueError: If a source has no image, there is no source, or two images would be written to one file.
+        ValueError: If a source has no image, or photos that cannot be read here; there is no source; or two images
+            would be written to one file.
     """
     if not sources:
         raise ValueError("No images given. Name files, folders or globs, or a --dataset.")
@@ -125,8 +125,9 @@ def find_images(sources: Sequence[str | Path], left_out: Collection[Path] = ()) 
 
 def _listed(source: str) -> list[Path]:
     if Path(source).is_dir():
-        files = walk(Path(source), Path(source)).values()
-        return sorted(file.path for file in files if file.path.suffix.lower() in (*SUFFIXES, ".npy"))
+        files = walk(Path(source), Path(source))
+        check_heic(files)
+        return sorted(file.path for file in files.values() if file.path.suffix.lower() in (*SUFFIXES, ".npy"))
     # Not the module glob: its ** follows links, also one that leads to a folder above.
     anchor = Path(source).anchor
     pattern = os.path.relpath(source, anchor) if anchor else source

@@ -226,3 +226,11 @@ def test_images_of_one_name_in_one_folder_are_found_once(tmp_path):
     """A glob that names the files of a folder which is given too."""
     photo(tmp_path / "a.png")
     assert list(find_images([tmp_path, str(tmp_path / "*.png")])) == ["a"]
+
+
+def test_a_folder_is_searched_for_every_suffix_that_trains_and_without_thumbnails(tmp_path):
+    """Photos that were trained on were "no image" here, and @eaDir held a second one of each name."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jfif", format="JPEG")
+    (tmp_path / "@eaDir").mkdir()
+    (tmp_path / "@eaDir" / "a.jpg").write_bytes(b"x")
+    assert list(find_images([tmp_path])) == ["a"]

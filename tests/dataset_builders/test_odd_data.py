@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset_builders import open_dataset
+from dataset_builders.files import check_heic
 from dataset_builders.prepare import prepare
 from helpers.folder_checks import check, refusal
 from helpers.odd_data import (
@@ -23,6 +24,7 @@ from helpers.odd_data import (
     write_voc,
 )
 from helpers.own_photos import NAMES, save
+from hf_segkd.deployment.label_files import find_images
 
 
 @pytest.fixture
@@ -158,6 +160,34 @@ def test_jfif_counts_and_other_suffixes_are_listed(tmp_path, opened):
     (tmp_path / "other" / "images" / "1.xyz").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"Suffixes that count: .*\.jfif"):
         opened(tmp_path / "other", labels=NAMES).files()
+
+
+def write_heic(root) -> None:
+    """Four photos as a phone stores them, with their masks."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    (root / "images").mkdir(parents=True)
+    for index in range(4):
+        save(root / "masks" / f"{index}.png", stripes(index))
+        pillow_heif.from_pillow(photo(index)).save(root / "images" / f"{index}.heic", quality=90)
+
+
+def test_photos_of_phones_are_read(tmp_path, opened):
+    """With pillow-heif installed they are pictures like others."""
+    write_heic(tmp_path / "data")
+    assert_stripes(opened(tmp_path / "data", labels=NAMES), 4)
+    assert check(tmp_path / "data") == []
+    assert list(find_images([tmp_path / "data" / "images"])) == ["0", "1", "2", "3"]
+
+
+def test_photos_of_phones_are_refused_with_what_to_install(tmp_path, opened, monkeypatch):
+    """Left out in silence, their masks would be called superfluous."""
+    monkeypatch.setattr("hf_segkd.data.heif.is_readable", lambda: False)
+    root = write_pairs(tmp_path / "data")
+    check_heic(["images/0.heic", "images/0.png"])  # the same photo, exported twice
+    (root / "images" / "7.HEIC").write_bytes(b"x")
+    for look in (lambda: opened(root, labels=NAMES).files(), lambda: find_images([root])):
+        with pytest.raises(ValueError, match=r"1 photos are HEIC.*images/7.HEIC. pip install 'hf-segkd\[heic\]'"):
+            look()
 
 
 # ---- what is stored in a mask --------------------------------------------------------------------------------------
