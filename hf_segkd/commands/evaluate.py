@@ -97,9 +97,11 @@ def load(
     from hf_segkd.evaluation.segmenter import Segmenter
     from hf_segkd.evaluation.teacher import TeacherDescription, TeacherMember
     from hf_segkd.loading.bands import check_reads
+    from hf_segkd.recipe import mapping_or_text
 
     if isinstance(model, str):
-        model = TeacherDescription((TeacherMember(model, classes=arguments.teacher_classes),))
+        classes = mapping_or_text(arguments.teacher_classes) if arguments.teacher_classes else None
+        model = TeacherDescription((TeacherMember(model, classes=classes),))
     loaded, processor = model.load(dataset.spec.labels, trust_remote_code=arguments.trust_remote_code)
     loaded = loaded.to(getattr(torch, arguments.dtype))
     check_reads(processor, dataset.bands)

@@ -16,7 +16,7 @@ from hf_segkd.evaluation.inference import View, resize, views
 from hf_segkd.evaluation.settings import InferenceProtocol, TeacherArguments
 from hf_segkd.hub import pin_revision
 from hf_segkd.loading.any_model import load_model
-from hf_segkd.loading.class_map import map_classes
+from hf_segkd.loading.class_map import map_classes, shared_classes
 from hf_segkd.loading.native import expose_features
 from hf_segkd.models import (
     Bands,
@@ -176,6 +176,11 @@ class TeacherDescription:
             )
         loaded = []
         for member in self.members:
+            if not self.is_plain and shared_classes(labels, member.classes) is not None:
+                raise ValueError(
+                    f"teacher_classes: {member.model} lacks a class (null), which only a single teacher without views "
+                    "may. Leave this model out, or take one that knows all classes."
+                )
             options = {"revision": member.revision, "trust_remote_code": trust_remote_code}
             model, processor = load_model(member.spec, **options)
             loaded.append((map_classes(expose_features(model, features), labels, member.classes), processor))
