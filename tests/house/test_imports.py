@@ -20,6 +20,7 @@ PACKAGES = ("hf_segkd", "dataset_builders", "scripts")
 # Import name of what PyPI knows by another name.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "pillow_heif": "pillow-heif",
     "yaml": "pyyaml",
     "sklearn": "scikit-learn",
     "huggingface_hub": "huggingface-hub",
