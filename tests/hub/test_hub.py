@@ -220,7 +220,7 @@ def test_failed_upload_during_training_does_not_stop_it(hub, tmp_path):
     argv = [DISTILL, recipe(tmp_path, **options), "--output_dir", tmp_path / "run"]
     done = run(argv, {**hub.environment(tmp_path / "cache"), "TRANSFORMERS_VERBOSITY": "warning"})
     assert done.returncode == 0 and "An upload during training failed" in done.stdout, done.stdout
-    assert hub.files("models/alice/bumpy").keys() == RELEASED
+    assert hub.files("models/alice/bumpy").keys() == RELEASED - {"figures/curves.png"}
 
 
 # ---- use without the package ----------------------------------------------------------------------------------------
