@@ -74,5 +74,5 @@ def _results(report: dict) -> list[EvalResult]:
     return [
         EvalResult(**common, metric_type=key, metric_name=name, metric_value=round(report[key], 6))
         for key, name in METRICS.items()
-        if report[key] is not None
+        if report.get(key) is not None
     ]
