@@ -294,9 +294,10 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
             remove_checkpoints(self.args.output_dir)
 
     def end(self):
+        """Close trackers and process group, as `Trainer.end` of newer transformers does."""
         # Without this, gloo processes sometimes abort while the last one is still closing.
         self.accelerator.wait_for_everyone()
-        super().end()
+        self.accelerator.end_training()
 
     @property
     def interrupted(self) -> int:
