@@ -147,7 +147,7 @@ def export_transformers_js(model, processor, arguments: argparse.Namespace) -> l
         file.unlink()
     paths = write_transformers_js(model, processor, arguments.output_dir, arguments.precisions)
     segmenter = Segmenter(model, processor)
-    batches = list(crops(scenes((256, 320)), multiple=1))
+    batches = list(crops(scenes((256, 320), None), multiple=1))
     rows = []
     for name, path in paths.items():
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -188,8 +188,9 @@ def trace(graph: nn.Module, example: Tensor, input_name: str, output_name: str, 
         dynamic_shapes=(axes,),
         verbose=False,
     )
-    _forget_source(program.model_proto)
-    return program.model_proto
+    file = program.model_proto  # made anew at each access
+    _forget_source(file)
+    return file
 
 
 def _floor_division(numerator: onnxscript.INT64, denominator: onnxscript.INT64) -> onnxscript.INT64:

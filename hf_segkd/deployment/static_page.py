@@ -17,6 +17,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_segkd.deployment.demo_page import LONGEST_SIDE, DemoPage
 from hf_segkd.deployment.onnx_export import export_onnx, size_multiple
 from hf_segkd.evaluation.segmenter import BaseSegmenter, Segmenter
+from hf_segkd.models import Bands
 
 _PAGE = Path(__file__).parent / "page"
 # Of onnxruntime-web: the script that sets `ort`, and what it loads.
@@ -71,6 +72,8 @@ def write_static_page(
             are not the model's or more than 256.
     """
     check_runtime(runtime)
+    if bands := Bands.of(processor):
+        raise ValueError(f"A browser shows 8-bit RGB, this model reads {bands}. Leave --static out.")
     if size_multiple(model) != 1:
         raise ValueError(
             f"{type(model).__name__} takes images of some sizes only, a page shows pictures of any size. "

@@ -24,7 +24,7 @@ from hf_segkd.deployment.onnx_export import (
     size_multiple,
     trace,
 )
-from hf_segkd.models import InputNormalization, upsamples_with_align_corners
+from hf_segkd.models import Bands, InputNormalization, upsamples_with_align_corners
 
 # By the `dtype` that a program asks transformers.js for: fp32, fp16 and q8.
 FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8_dynamic": "model_quantized.onnx"}
@@ -71,6 +71,10 @@ def write_transformers_js(
     unknown = [name for name in precisions if name not in FILES]
     if unknown:
         raise ValueError(f"The layout of transformers.js has files for {', '.join(FILES)}, got {', '.join(unknown)}.")
+    if bands := Bands.of(processor):
+        raise ValueError(
+            f"transformers.js reads 8-bit RGB, this model reads {bands}. Export it with the layout 'file'."
+        )
     multiple = size_multiple(model)
     if multiple != 1:
         raise ValueError(

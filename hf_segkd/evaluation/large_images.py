@@ -31,19 +31,23 @@ class MemoryEstimate:
     Args:
         model (`nn.Module`): The model, left as it is.
         dtype (`torch.dtype`): Of the images that it takes.
-        call (`Callable`): What is estimated: from a model and `pixel_values` (1, 3, H, W) to label maps.
+        call (`Callable`): What is estimated: from a model and `pixel_values` (1, C, H, W) to label maps.
+        channels (`int`, *optional*, defaults to `3`): C.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, call: Callable[[nn.Module, Tensor], Tensor]):
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, call: Callable[[nn.Module, Tensor], Tensor], channels: int = 3
+    ):
         self.dtype = dtype
+        self.channels = channels
         self.ghost = copy.deepcopy(model).to("meta").eval()
         self.call = call
 
     def __call__(self, size: tuple[int, int]) -> int:
         with torch.compiler.set_stance("force_eager"), torch.no_grad(), _LiveBytes() as live, _FusedAttention():
-            self.call(self.ghost, torch.empty(1, 3, *size, device="meta", dtype=self.dtype))
+            self.call(self.ghost, torch.empty(1, self.channels, *size, device="meta", dtype=self.dtype))
         # A second copy of the image, while it is normalized.
-        return live.peak + 3 * size[0] * size[1] * self.dtype.itemsize
+        return live.peak + self.channels * size[0] * size[1] * self.dtype.itemsize
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -103,8 +107,8 @@ def in_windows(segment: Callable[[Tensor], Tensor], image: Tensor, side: int, ma
     every pixel is seen with at least `margin` pixels around it, those at the image's border excepted.
 
     Args:
-        segment (`Callable`): From a window (3, h, w) to its class ids (h, w).
-        image (`torch.Tensor` of shape `(3, H, W)`): Any type.
+        segment (`Callable`): From a window (C, h, w) to its class ids (h, w).
+        image (`torch.Tensor` of shape `(C, H, W)`): Any type.
         side (`int`): Height and width of a window, pixels, more than twice the margin; an image's smaller side is
             covered as it is.
         margin (`int`, *optional*, defaults to `128`): Pixels.

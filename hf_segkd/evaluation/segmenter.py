@@ -17,7 +17,7 @@ from hf_segkd.data.pixels import needs_bands
 from hf_segkd.evaluation.inference import predict
 from hf_segkd.evaluation.large_images import ALWAYS_WHOLE, MEMORY_LIMIT, MemoryEstimate, in_windows, window_side
 from hf_segkd.evaluation.settings import InferenceProtocol
-from hf_segkd.models import Bands, InputNormalization, upsamples_with_align_corners
+from hf_segkd.models import Bands, InputNormalization, input_channels, upsamples_with_align_corners
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,12 @@ class Segmenter(BaseSegmenter):
     @cached_property
     def memory_estimate(self) -> MemoryEstimate:
         """Bytes that one image of a size takes under the protocol."""
-        return MemoryEstimate(self.model, self.dtype, lambda model, x: self._run(model, x, tuple(x.shape[-2:])))
+        channels = input_channels(self.model.config)
+
+        def run(model: nn.Module, pixel_values: Tensor) -> Tensor:
+            return self._run(model, pixel_values, tuple(pixel_values.shape[-2:]))
+
+        return MemoryEstimate(self.model, self.dtype, run, channels)
 
 
 def default_device() -> str:

@@ -3,10 +3,13 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from helpers.commands import RECIPE, distill, recipe
@@ -63,6 +66,14 @@ def teacher(tmp_path_factory):
     return str(folder / "run")
 
 
+def unlabeled_images(folder: Path) -> str:
+    """A folder of noise."""
+    folder.mkdir()
+    for index, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (4, 64, 80, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return str(folder)
+
+
 @pytest.fixture(scope="module", params=METHODS, ids=lambda path: path.stem)
 def run(request, teacher, tmp_path_factory):
     """A finished run: the method's recipe, the arguments without output folder, and the folder."""
@@ -73,6 +84,8 @@ def run(request, teacher, tmp_path_factory):
     steps = steps_of(request.param)
     changes |= {"max_steps": steps, "eval_steps": steps // 2, "save_steps": steps // 2, "keep_checkpoints": True}
     argv = [recipe(folder, **changes), str(request.param), "--teacher", teacher]
+    if request.param.stem == "few_labels":
+        argv += ["--unlabeled", unlabeled_images(folder / "unlabeled")]
     distill.main([*argv, "--output_dir", str(folder / "run")])
     return request.param, argv, folder / "run"
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import takewhile
 
 import numpy as np
 import pytest
@@ -69,7 +70,8 @@ WRITERS = {
 def table() -> dict[str, list[str]]:
     """What one has -> flags."""
     page = (ROOT / "docs" / "your_own_data.md").read_text(encoding="utf-8")
-    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    lines = page[page.index("| you have |") :].splitlines()[2:]
+    rows = [line.strip("| ").split(" | ") for line in takewhile(lambda line: line.startswith("| "), lines)]
     return {row[0]: shlex.split(row[2].strip("`").removesuffix("none")) for row in rows}
 
 

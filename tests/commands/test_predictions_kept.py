@@ -119,7 +119,7 @@ def test_predictions_below_the_photos_are_no_photos(tmp_path, models, counted):
     [
         (["model"], "model: "),
         (["--format", "ids"], "format: palette, now ids"),
-        (["--flip"], "protocol: whole image, single scale, at label size, now "),
+        (["--flip"], "protocol: whole image"),
         (["--dtype", "bfloat16"], "dtype: float32, now bfloat16"),
     ],
 )

@@ -156,7 +156,7 @@ def test_the_model_decides_on_align_corners_unless_the_protocol_does(network):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"mode": "sliding"}, "mode must be one of 'whole', 'slide', 'halves', got 'sliding'"),
+        ({"mode": "sliding"}, "mode must be one of 'whole', 'slide', 'halves', 'auto', got 'sliding'"),
         ({"mode": "slide"}, "mode 'slide' needs a crop_size"),
         ({"crop_size": (8, 8)}, "mode 'slide' needs a crop_size"),
         ({"stride": (8, 8)}, "mode 'slide' needs a crop_size"),

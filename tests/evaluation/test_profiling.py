@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hf_segkd.evaluation.profiling import count_macs, measure
+from hf_segkd.models.compat import PreTrainedConfig
 
 
 def benchmark_script():
@@ -15,6 +16,7 @@ def benchmark_script():
 
 class TwoLayers(nn.Module):
     dtype = torch.float32
+    config = PreTrainedConfig()
 
     def __init__(self):
         super().__init__()

@@ -20,7 +20,7 @@ from hf_segkd.commands import benchmark, distill
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHOWING = [page for page in PAGES if "```bash" in page.read_text(encoding="utf-8")]
-ELSEWHERE = {"hf", "git"}  # programs of others
+ELSEWHERE = {"hf", "git", "npm"}  # programs of others
 # Bash expands variables and functions; with no PATH, every program is "not found" and is written down instead of run.
 RECORDER = r"""
 PATH=/nowhere

@@ -1,9 +1,6 @@
 """What every model of the library does, whatever its architecture and backbone."""
 
 import copy
-import inspect
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -172,15 +169,3 @@ def test_compiled_model_trains_like_the_plain_one(name):
     torch.testing.assert_close(compiled_loss, loss, rtol=1e-10, atol=0)
     for key, value in state.items():
         torch.testing.assert_close(compiled_state[key], value, rtol=1e-6, atol=1e-8, msg=key)
-
-
-@pytest.mark.parametrize("config_class", MODELS, ids=lambda config_class: config_class.__name__)
-def test_file_of_a_model_names_every_file_it_needs(config_class):
-    """transformers before 5.23 copies only what that file itself imports: a released folder would not load there."""
-    folder = Path(inspect.getfile(config_class)).parent
-
-    def named(file: str) -> set[str]:
-        return set(re.findall(r"^\s*from \.(\w+) import", (folder / f"{file}.py").read_text("utf-8"), re.MULTILINE))
-
-    direct = named(Path(inspect.getfile(config_class)).stem)
-    assert set().union(*(named(file) for file in direct)) <= direct

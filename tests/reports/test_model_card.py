@@ -119,8 +119,8 @@ def hostile(copied, name: str):
     """A folder in which class, dataset, teacher and method go by that name."""
     report = json.loads((copied / "metrics.json").read_text())
     for scores in (report, report["models"]["teacher"]):
-        values = scores["per_class_iou"]
-        scores["per_class_iou"] = {name if label == "sky" else label: value for label, value in values.items()}
+        for key in ("per_class_iou", "per_class_dice"):
+            scores[key] = {name if label == "sky" else label: value for label, value in scores[key].items()}
     (copied / "metrics.json").write_text(json.dumps({**report, "dataset": name}))
     given = load_yaml((copied / "recipe.yaml").read_text())
     losses = {"task": {}, name: {"type": "kd"}}

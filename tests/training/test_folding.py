@@ -12,6 +12,7 @@ from hf_segkd.evaluation.profiling import measure
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.frozen import folded_batch_norms
 from hf_segkd.loading.native import expose_features
+from hf_segkd.models.compat import PreTrainedConfig
 from hf_segkd.training.trainer import DistillationTrainer
 
 NETWORKS = {
@@ -40,6 +41,7 @@ class Toy(nn.Module):
     """A convolution, whose output goes into a batch norm and, if `shared`, elsewhere too."""
 
     device = torch.device("cpu")
+    config = PreTrainedConfig()
 
     @property
     def dtype(self):
