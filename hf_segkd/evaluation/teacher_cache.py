@@ -54,14 +54,14 @@ def describe(
     members = []
     for member in teacher.members:
         classes = dict(read_mapping(member.classes)) if member.classes is not None else None
-        facts = {**asdict(member), "classes": classes, "weights": fingerprint(member.model, member.revision)}
+        facts = {**asdict(member), "classes": classes, "weights": files_hash(member.model, member.revision)}
         members.append({name: value for name, value in facts.items() if name != "revision"})
     about = {"version": VERSION, "labels": list(labels), "teachers": members, "stride": teacher.stride}
     about |= {"average": teacher.average, "dtype": dtype}
     return about if bands is None else about | {"images": str(bands)}
 
 
-def fingerprint(model: str, revision: str | None = None) -> str | None:
+def files_hash(model: str, revision: str | None = None) -> str | None:
     """Hash of a checkpoint, or of a folder's weights, config and processor; the commit of a Hub id."""
     path = Path(model)
     if path.is_file():

@@ -6,17 +6,16 @@ run's recipe.
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import statistics
 from typing import Any, NamedTuple
 
-import PIL.Image
 from transformers import TrainingArguments
 
 from dataset_builders.opened import OpenedDataset
-from hf_segkd.data.raw import upright_size
+from hf_segkd.data.pixels import size_and_turn
+from hf_segkd.data.raw import Unreadable
 from hf_segkd.data.sampling import evenly_spread
 from hf_segkd.loading.students import resolve_student
 from hf_segkd.models import SHORT_NAMES
@@ -87,10 +86,10 @@ def _images(dataset: OpenedDataset) -> tuple[int, int, int]:
     sizes = []
     for index in evenly_spread(len(raw), LOOKED_AT):
         try:
-            with PIL.Image.open(io.BytesIO(raw.read_image(index))) as picture:
-                sizes.append(upright_size(picture))
-        except (OSError, ValueError):
+            size, _ = size_and_turn(raw.read_image(index))
+        except (OSError, ValueError, Unreadable):
             continue  # the check of the data names such files
+        sizes.append(size)
     if not sizes:
         return len(raw), LARGEST_CROP, LARGEST_CROP
     return len(raw), *map(int, map(statistics.median, zip(*sizes, strict=True)))

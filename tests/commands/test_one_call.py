@@ -194,6 +194,14 @@ def test_learning_rate_depends_on_where_the_student_starts(student, rate):
     assert choices({}, Photos(8, (64, 80)), student)["learning_rate"] == rate
 
 
+def test_crop_follows_images_of_bands_too():
+    """Pillow cannot open them: they got the largest crop, and a reason that was not true."""
+    dataset = Photos(8, (1, 1))
+    dataset.content = io.BytesIO()
+    np.save(dataset.content, np.zeros((100, 130, 4), np.uint16))
+    assert choices({}, dataset)["crop_size"] == [96, 128]
+
+
 def test_two_processes_share_the_batch():
     """The learning rate was chosen for the images of a step, whoever computes them."""
 
