@@ -114,20 +114,23 @@ class FinishedRun:
         """Segment one image or several.
 
         Args:
-            images: A file, a picture, a uint8 RGB array (H, W, 3), or a list of these.
+            images: A file, a picture, a uint8 RGB array (H, W, 3), or a list of these. A student of bands
+                takes files or arrays (H, W, C) of them.
 
         Returns:
             `np.ndarray` of shape `(H, W)`: Class ids at the image's size; a list of them for a list.
         """
-        from PIL import Image
-
-        from hf_segkd.deployment.label_files import upright
+        from hf_segkd.commands.predict import read
+        from hf_segkd.data.raw import Unreadable
 
         if isinstance(images, list | tuple):
             return [self.predict(image) for image in images]
         if isinstance(images, str | Path):
-            with Image.open(images) as picture:
-                return self._segmenter(upright(picture))
+            try:
+                image, _ = read(Path(images).read_bytes(), self._segmenter.bands)
+            except Unreadable as error:
+                raise ValueError(f"'{images}' {error}.") from error
+            return self._segmenter(image)
         return self._segmenter(images)
 
     def push(self, repo_id: str, **options: Any) -> str:

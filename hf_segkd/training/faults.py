@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_segkd.console import TrainingFault
+from hf_segkd.data.pixels import read_pixels
+from hf_segkd.data.raw import Unreadable
 from hf_segkd.distributed import rank
 
 
@@ -139,7 +141,17 @@ def _decodes(path: str) -> bool:
     try:
         with PIL.Image.open(path) as picture:
             picture.load()
+    except PIL.UnidentifiedImageError:
+        return _holds_bands(path)
     except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError):
+        return False
+    return True
+
+
+def _holds_bands(path: str) -> bool:
+    try:
+        read_pixels(path)
+    except (OSError, ValueError, Unreadable):
         return False
     return True
 

@@ -11,8 +11,11 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from helpers.band_images import FOUR, THIRTEEN, data_flags, pixels, training_flags, write_set
 from helpers.commands import refusal, script
 from hf_segkd.commands import distill
+from hf_segkd.commands.one_call import FinishedRun
+from hf_segkd.data.pixels import read_pixels
 from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter
 from hf_segkd.loading.any_model import load_model
+from hf_segkd.training import faults
 
 pytestmark = pytest.mark.integration
 RANGE = ["--pixel_range", "0", "4095"]
@@ -80,6 +83,10 @@ def test_a_native_student_of_bands_and_its_processor_load_from_its_folder(tmp_pa
     assert load_model(str(out))[1].bands == FOUR, "where hf_segkd is installed, without trusting code"
     with torch.no_grad():
         model(**processor(pixels(0, 4, "uint8"), return_tensors="pt"))
+    image = next((data / "images").rglob("*.tif"))
+    run = FinishedRun.open(out)
+    assert np.array_equal(run.predict(image), run.predict(read_pixels(image)))
+    assert faults._decodes(str(image)), "a whole image of bands must not be blamed for a damaged mask"
 
 
 def test_a_student_of_rgb_is_widened_and_one_of_bands_trained_on(tmp_path, rgb_teacher):
