@@ -43,6 +43,8 @@ class DistillationConfig(DistillationArguments, TrainingArguments):
             student's weights, see [`~hf_segkd.training.callbacks.ModelEMA`]. `None` does without.
         teacher_dtype (`str`, *optional*, defaults to `"float32"`): Or `"bfloat16"`, `"float16"`: of the teacher's
             weights, which halves them. With `bf16` its convolutions compute in bfloat16 anyway.
+        channels_last (`bool`, *optional*, defaults to `False`): Weights and maps of student and teacher in the memory
+            format `torch.channels_last`. The numbers stay the same to rounding.
         total_batch_size (`int`, *optional*): Images in one optimizer step, of all processes and accumulated steps
             together, that the learning rate was chosen for. A run with another number is warned, not changed.
 

@@ -150,6 +150,10 @@ class DistillationArguments:
     )
     seed: int = field(default=42, metadata=_help("Seed of weights, image order, augmentation and losses."))
     bf16: bool = field(default=False, metadata=_help("Compute in bfloat16 where that is safe (mixed precision)."))
+    channels_last: bool = field(
+        default=False,
+        metadata=_help("Store maps with the channels last: faster convolutions on a GPU, and on a CPU with bf16."),
+    )
     use_cpu: bool = field(default=False, metadata=_help("Train on the CPU although there is a GPU."))
     dataloader_num_workers: int = field(default=0, metadata=_help("Processes that read and augment images."))
     push_to_hub: bool = field(default=False, metadata=_help("Upload the finished run to the Hub."))

@@ -87,6 +87,8 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
     ):
         check_arguments(args, student)
         check_finite(student, "student")
+        if args.channels_last:
+            student.to(memory_format=torch.channels_last)
         processing_class = whole_image_processor(processing_class or processor_of(student))
         first = train_dataset[0]
         size = tuple(first["labels"].shape)
@@ -157,6 +159,8 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
     def _take(self, teacher: PreTrainedModel, processing_class) -> None:
         dtype = getattr(torch, self.args.teacher_dtype)
         self.teacher = zero_subnormals(teacher.requires_grad_(False).eval()).to(self.args.device, dtype)
+        if self.args.channels_last:
+            self.teacher.to(memory_format=torch.channels_last)
         self.run_teacher = self.teacher
         self.teacher_processing_class = processing_class
         images = Bands.of(self.processing_class)

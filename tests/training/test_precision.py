@@ -64,6 +64,24 @@ def test_bf16_trains_close_to_float32_with_float32_weights_and_losses(tmp_path, 
 
 
 @pytest.mark.parametrize("make", [own, native])
+def test_channels_last_trains_the_same_and_saves_ordinary_weights(tmp_path, tiny_teacher, make):
+    """A memory format is for speed alone: neither the numbers nor the files may show it."""
+    found = []
+    for channels_last in (False, True):
+        options = {"channels_last": channels_last, "max_steps": 3, "losses": {"task": {}, "kd": {}}, **ONE_RUN}
+        trainer = trainer_for(tmp_path, make(), tiny_teacher, **options)
+        trainer.train()
+        found.append(weights(trainer.student))
+        for model in (trainer.student, trainer.teacher):
+            kernels = [x for x in model.parameters() if x.dim() == 4 and x.shape[1] > 1 and x.shape[2] > 1]
+            assert kernels and all(x.is_contiguous() != channels_last for x in kernels)
+    trainer.save_student()
+    assert equal(weights(type(trainer.student).from_pretrained(tmp_path)), found[1])
+    # 1e-5: three steps of float32 sums in another order.
+    assert distance(*found) < 1e-5
+
+
+@pytest.mark.parametrize("make", [own, native])
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
 def test_ten_accumulated_steps_equal_ten_large_batches(tmp_path, tiny_teacher, make, max_grad_norm):
     """Trainer multiplies the loss of a model with **kwargs by the accumulation steps; clipping must see their sum."""
