@@ -1,0 +1,191 @@
+"""Work through the CamVid benchmark: stages of `hf-segkd benchmark`, each of which may be stopped and continued.
+
+    python -m benchmarks.camvid --data_dir CamVid --checkpoints checkpoints --output_dir runs/camvid
+    python -m benchmarks.camvid --data_dir CamVid --checkpoints checkpoints --output_dir runs/camvid --stages methods
+
+`checkpoints` holds the released files of Structured KD, of which `ESP_SD+KD+CITY_65.1.pth` is the teacher. What a
+finished stage found is copied to `--results`, from which `python -m benchmarks.camvid.report` writes the tables.
+
+Stages, in this order:
+  baseline   learning rate, weight decay and color jitter of the student alone, validation split, one seed
+  weights    each method at a third of its recipe's weight, at this weight and at three times it, half as many steps,
+             validation split, one seed
+  methods    each method at the best of these weights, three other seeds, test split
+  longer     the baseline with half as many steps again, for a comparison at equal time, three seeds, test split
+  labels     test split: 46, 92, 184, 367 labeled images: alone, with KD on them, with KD on the other images too, three seeds
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import yaml
+
+from hf_segkd.commands import benchmark
+from hf_segkd.reports.files import write_json
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results" / "camvid"
+RECIPES = HERE.parents[1] / "hf_segkd" / "recipes" / "methods"
+SCHEDULE = str(HERE / "schedule.yaml")
+TEACHER = "ESP_SD+KD+CITY_65.1.pth"
+METHODS = ("kd", "cwd_logits", "dist", "bpkd", "skd_pairwise", "at", "fitnet", "pkd")
+FACTORS = {"third": 1 / 3, "recipe": 1.0, "triple": 3.0}
+TRIAL_SEED, SEEDS = ("0",), ("1", "2", "3")
+EVERY = {46: 8, 92: 4, 184: 2, 367: 1}  # labeled images -> every how manieth of the training list
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
+    for stage in arguments.stages:
+        STAGES[stage](arguments)
+
+
+def run_baseline(arguments: argparse.Namespace) -> None:
+    trials = sorted(str(path) for path in (HERE / "trials").glob("*.yaml"))
+    trials.sort(key=lambda path: Path(path).stem != "center")
+    queue("baseline", trials, TRIAL_SEED, "validation", arguments)
+
+
+def run_weights(arguments: argparse.Namespace) -> None:
+    flags = [*teacher(arguments), "--max_steps", str(schedule_steps() // 2)]
+    for method in METHODS:
+        recipes = [scaled(method, name, arguments) for name in FACTORS]
+        queue(f"weights/{method}", recipes, TRIAL_SEED, "validation", arguments, flags)
+
+
+def run_methods(arguments: argparse.Namespace) -> None:
+    recipes = ["baseline", *(scaled(method, best_factor(method, arguments), arguments) for method in METHODS)]
+    queue("methods", recipes, SEEDS, "test", arguments, teacher(arguments))
+
+
+def run_longer(arguments: argparse.Namespace) -> None:
+    queue("longer", ["baseline"], SEEDS, "test", arguments, ["--max_steps", str(schedule_steps() * 3 // 2)])
+
+
+def run_labels(arguments: argparse.Namespace) -> None:
+    stored = [*teacher(arguments), "--teacher_cache", str(Path(arguments.output_dir) / "teacher_cache")]
+    for count in EVERY:
+        labeled, rest = split_training_images(count, arguments)
+        data = ["--data_dir", str(labeled)]
+        queue(f"labels/{count}", ["baseline", "kd"], SEEDS, "test", arguments, [*data, *stored])
+        if count != max(EVERY):
+            more = ["--unlabeled", str(rest), "--unlabeled_ratio", "1.0"]
+            queue(f"labels/{count}_unlabeled", ["kd"], SEEDS, "test", arguments, [*data, *stored, *more])
+
+
+STAGES = {
+    "baseline": run_baseline,
+    "weights": run_weights,
+    "methods": run_methods,
+    "longer": run_longer,
+    "labels": run_labels,
+}
+
+
+def queue(stage: str, methods: list[str], seeds, split: str, arguments, flags: list[str] = ()) -> None:
+    """Run what is missing of a stage, and copy what it found to the results."""
+    folder = Path(arguments.output_dir) / stage
+    data = [] if "--data_dir" in flags else ["--data_dir", arguments.data_dir]
+    cache = ["--cache_dir", str(Path(arguments.output_dir) / "decoded")]
+    options = ["--methods", *methods, "--seeds", *seeds, "--split", split, "--output_dir", str(folder)]
+    failed = benchmark.main([SCHEDULE, *options, *data, *cache, *flags])
+    if failed:
+        raise SystemExit(f"Stage {stage}: {failed} runs failed. Their logs lie in {folder}.")
+    target = Path(arguments.results) / stage
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("results.json", "counts.safetensors"):
+        shutil.copyfile(folder / name, target / name)
+    write_json(validation_curves(folder), target / "curves.json")
+
+
+def validation_curves(folder: Path) -> dict[str, list[list[float]]]:
+    """Steps at which each run, "method/seed", was evaluated, and the mIoU found on the validation split."""
+    curves = {}
+    for log in sorted(folder.glob("*/seed*/training_log.json")):
+        entries = json.loads(log.read_text(encoding="utf-8"))
+        name = f"{log.parent.parent.name}/{log.parent.name.removeprefix('seed')}"
+        curves[name] = [[entry["step"], entry["eval_mean_iou"]] for entry in entries if "eval_mean_iou" in entry]
+    return curves
+
+
+def schedule_steps() -> int:
+    return yaml.safe_load(Path(SCHEDULE).read_text(encoding="utf-8"))["max_steps"]
+
+
+def teacher(arguments: argparse.Namespace) -> list[str]:
+    return ["--teacher", str(Path(arguments.checkpoints) / TEACHER)]
+
+
+def scaled(method: str, name: str, arguments: argparse.Namespace) -> str:
+    """A recipe with the weights of all its losses but the task's multiplied; the path of the new file."""
+    recipe = yaml.safe_load((RECIPES / f"{method}.yaml").read_text(encoding="utf-8"))
+    for loss, options in recipe["losses"].items():
+        if loss != "task":
+            options["weight"] = _times(options["weight"], FACTORS[name])
+    path = Path(arguments.output_dir) / "recipes" / f"{method}_{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return str(path)
+
+
+def _times(weight: float | dict[str, float], factor: float) -> float | dict[str, float]:
+    if isinstance(weight, dict):
+        return {term: value * factor for term, value in weight.items()}
+    return weight * factor
+
+
+def best_factor(method: str, arguments: argparse.Namespace) -> str:
+    """Name of the factor with the best validation score of the stage `weights`."""
+    content = json.loads((Path(arguments.results) / "weights" / method / "results.json").read_text(encoding="utf-8"))
+    best = max(content["runs"], key=lambda run: run["mean_iou"])
+    return best["method"].removeprefix(f"{method}_")
+
+
+def split_training_images(count: int, arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """A CamVid folder of links with `count` training images, evenly spread over the list, and one with the others."""
+    source = Path(arguments.data_dir).resolve()
+    lines = (source / "train.txt").read_text(encoding="utf-8").split("\n")
+    lines = [line for line in lines if line.strip()]
+    kept = lines[:: EVERY[count]]
+    if len(kept) != count:
+        raise ValueError(f"{source}/train.txt lists {len(lines)} images, CamVid has 367. Give the whole folder.")
+    labeled, rest = (Path(arguments.output_dir) / "data" / f"{count}_{name}" for name in ("labeled", "rest"))
+    for folder in (labeled, rest):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "trainannot", "val", "valannot", "test", "testannot", "val.txt", "test.txt"):
+        link(labeled / name, source / name)
+    (labeled / "train.txt").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    for line in sorted(set(lines) - set(kept)):
+        name = Path(line.split()[0]).name
+        link(rest / name, source / "train" / name)
+    return labeled, rest
+
+
+def link(path: Path, target: Path) -> None:
+    if not path.is_symlink():
+        path.symlink_to(target)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "benchmarks.camvid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data_dir", required=True, help="folder of CamVid as distributed with SegNet's tutorial")
+    add("--checkpoints", required=True, help="folder of the released ESPNet files")
+    add("--output_dir", required=True, help="folder of the runs")
+    add(
+        "--results",
+        default=str(RESULTS),
+        help="folder that finished stages are copied to (default: the committed one)",
+    )
+    add("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to run (default: all)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The queue of the CamVid benchmark, its data and its disturbed pictures."""
+
+import argparse
+import importlib
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from helpers.paths import ROOT
+
+sys.path.append(str(ROOT))
+queue = importlib.import_module("benchmarks.camvid.__main__")
+robustness = importlib.import_module("benchmarks.camvid.robustness")
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    names = [f"{index:04}.png" for index in range(367)]
+    camvid = tmp_path / "camvid"
+    for folder in ("train", "trainannot", "val", "valannot", "test", "testannot"):
+        (camvid / folder).mkdir(parents=True)
+    for name in names:
+        (camvid / "train" / name).touch()
+    lines = [f"/SegNet/CamVid/train/{name} /SegNet/CamVid/trainannot/{name}" for name in names]
+    (camvid / "train.txt").write_text("\n".join(lines) + "\n")
+    for name in ("val.txt", "test.txt"):
+        (camvid / name).write_text("")
+    return argparse.Namespace(
+        data_dir=str(camvid), output_dir=str(tmp_path / "runs"), results=str(tmp_path / "results")
+    )
+
+
+def test_labeled_images_are_nested_and_the_others_are_all_the_rest(arguments):
+    """A point of the curve with other images than the one before would show the images, not their number."""
+    before = set()
+    for count in sorted(queue.EVERY):
+        labeled, rest = queue.split_training_images(count, arguments)
+        names = {line.split()[0].rsplit("/")[-1] for line in (labeled / "train.txt").read_text().splitlines()}
+        others = {path.name for path in rest.iterdir()}
+        assert len(names) == count and not names & others and len(names | others) == 367
+        assert before <= names
+        before = names
+
+
+def test_part_of_camvid_is_refused(arguments, tmp_path):
+    """Every eighth line of half a list is another experiment under the same name."""
+    (tmp_path / "camvid" / "train.txt").write_text("a.png b.png\n" * 100)
+    with pytest.raises(ValueError, match="lists 100 images, CamVid has 367"):
+        queue.split_training_images(46, arguments)
+
+
+def test_trials_scale_what_a_method_adds_and_leave_the_task(arguments):
+    """Scaling all weights alike would be a trial of the learning rate."""
+    recipe = yaml.safe_load(open(queue.scaled("bpkd", "triple", arguments)))
+    assert recipe["losses"] == {"task": {"weight": 1.0}, "bpkd": {"weight": {"edge": 300.0, "body": 60.0}, "width": 7}}
+
+
+def test_best_weight_is_read_from_the_trials(arguments, tmp_path):
+    """A weight that is set by hand would be one more trial that nobody counted."""
+    folder = tmp_path / "results" / "weights" / "kd"
+    folder.mkdir(parents=True)
+    runs = [{"method": f"kd_{name}", "mean_iou": value} for name, value in (("third", 0.4), ("triple", 0.5))]
+    (folder / "results.json").write_text(json.dumps({"baseline": "kd_third", "runs": runs}))
+    assert queue.best_factor("kd", arguments) == "triple"
+
+
+@pytest.mark.parametrize("name", robustness.DISTURBANCES)
+def test_disturbed_pictures_differ_and_are_the_same_for_every_student(name):
+    """Two students scored on other noise could not be compared."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 48, 64), dtype=np.uint8))
+    images = robustness.Disturbed([{"pixel_values": image}] * 2, robustness.DISTURBANCES[name])
+    first, again = images[1]["pixel_values"], images[1]["pixel_values"]
+    assert first.dtype == torch.uint8 and first.shape == image.shape
+    assert torch.equal(first, again) and not torch.equal(first, image)
