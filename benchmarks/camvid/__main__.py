@@ -12,7 +12,7 @@ Stages, in this order:
              validation split, one seed
   methods    each method at the best of these weights, three other seeds, test split
   longer     the baseline with half as many steps again, for a comparison at equal time, three seeds, test split
-  labels     test split: 46, 92, 184, 367 labeled images: alone, with KD on them, with KD on the other images too, three seeds
+  labels     46, 92, 184, 367 labeled images: alone, with KD on them, with KD on the other images too; test
 """
 
 from __future__ import annotations
