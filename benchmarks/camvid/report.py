@@ -1,0 +1,179 @@
+"""Write docs/camvid.md from the committed results of `python -m benchmarks.camvid`.
+
+    python -m benchmarks.camvid.report
+
+Stages that have not been run are listed as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import yaml
+
+from benchmarks.camvid.__main__ import EVERY, FACTORS, HERE, METHODS, RESULTS
+from benchmarks.camvid.robustness import DISTURBANCES
+from hf_segkd.reports.method_benchmark import MethodResult, read_results
+from hf_segkd.reports.tables import markdown_table
+
+PAGE = HERE.parents[1] / "docs" / "camvid.md"
+HEAD = """# CamVid: what distillation is worth
+
+Written by `python -m benchmarks.camvid.report` from the files in `benchmarks/results/camvid`; the runs are those of
+
+```bash
+python -m benchmarks.camvid --data_dir CamVid --checkpoints checkpoints --output_dir runs/camvid
+```
+
+Student: ESPNet-C, 347,145 parameters, from scratch, on the 367 training images. Teacher: the released ESPNet of 65.13
+mIoU on the test split, which has seen the labels of the training and validation images and 2000 more images. Every run
+takes the last step of the schedule in `benchmarks/camvid/schedule.yaml`; scores are of whole images at 360x480, single
+scale. The test split (233 images) is scored once for each run; everything that is chosen is chosen on the validation
+split (101 images) with another seed. One core of an Intel Xeon, bfloat16, torch 2.13.0+cpu.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
+    results = Path(arguments.results)
+    parts = [HEAD, baseline(results), weights(results), methods(results), labels(results), robustness(results)]
+    Path(arguments.page).write_text("\n".join(parts), encoding="utf-8")
+
+
+def baseline(results: Path) -> str:
+    title = "## The baseline, tuned first\n"
+    if not is_there(results / "baseline"):
+        return not_run(title)
+    curves = json.loads((results / "baseline" / "curves.json").read_text(encoding="utf-8"))
+    found = {result.method: result for result in read_results(results / "baseline")}
+    steps = [step for step, _ in next(iter(curves.values()))]
+    rows = []
+    for name, result in found.items():
+        trial = yaml.safe_load((HERE / "trials" / f"{name}.yaml").read_text(encoding="utf-8"))
+        curve = [percent(value) for _, value in curves[f"{name}/0"]]
+        settings = (f"{trial['learning_rate']:g}", f"{trial['weight_decay']:g}", "yes" if "jitter" in trial else "no")
+        rows.append([*settings, *curve[:-1], percent(result.mean_iou[0])])
+    head = ["learning rate", "weight decay", "color jitter", *(f"step {step}" for step in steps)]
+    note = "\nmIoU in percent on the validation split, seed 0; a row is a trial, its columns the run's curve.\n"
+    return "\n".join([title, markdown_table(head, rows), note])
+
+
+def weights(results: Path) -> str:
+    title = "## The weight of each method\n"
+    done = [method for method in METHODS if is_there(results / "weights" / method)]
+    if not done:
+        return not_run(title)
+    rows = []
+    for method in done:
+        scores = {result.method: result.mean_iou[0] for result in read_results(results / "weights" / method)}
+        rows.append([method, *(percent(scores[f"{method}_{factor}"]) for factor in FACTORS)])
+    note = "\nmIoU in percent on the validation split, seed 0, half of the steps. The best one is used below.\n"
+    head = ["method", "a third of the recipe's weight", "the recipe's weight", "three times the recipe's weight"]
+    return "\n".join([title, markdown_table(head, rows), note])
+
+
+def methods(results: Path) -> str:
+    title = "## Methods\n"
+    if not is_there(results / "methods"):
+        return not_run(title)
+    rows = [method_row(result) for result in read_results(results / "methods")]
+    if is_there(results / "longer"):
+        longer = read_results(results / "longer")[0]
+        steps = f"baseline, {longer.facts['steps']} steps"
+        rows.insert(1, [steps, "", mean([*longer.mean_iou.values()]), "", ""])
+    head = ["method", "weights", "mIoU %", "gain [95 % interval]", "in words"]
+    note = (
+        "\nTest split, seeds 1, 2 and 3: mean and standard deviation; the interval resamples seeds and images. "
+        "The row of more steps is what the time of a teacher buys when it is spent on the baseline.\n"
+    )
+    return "\n".join([title, markdown_table(head, rows), note])
+
+
+def method_row(result: MethodResult) -> list[str]:
+    method, _, factor = result.method.rpartition("_")
+    name, factor = (method, f"{FACTORS[factor]:.2g} x") if factor in FACTORS else (result.method, "")
+    return [name, factor, mean([*result.mean_iou.values()]), interval(result.gain), verdict(result.gain)]
+
+
+def labels(results: Path) -> str:
+    title = "## How many labels\n"
+    if not any(is_there(results / "labels" / str(count)) for count in EVERY):
+        return not_run(title)
+    rows = []
+    for count in EVERY:
+        cells = {"baseline": "not run", "kd": "not run", "unlabeled": "not run" if count != max(EVERY) else "–"}
+        for folder, suffix in ((str(count), ""), (f"{count}_unlabeled", "unlabeled")):
+            if is_there(results / "labels" / folder):
+                for result in read_results(results / "labels" / folder):
+                    cells[suffix or result.method] = mean([*result.mean_iou.values()])
+        rows.append([str(count), *cells.values()])
+    head = ["labeled images", "alone", "KD on the same images", "KD on the other training images too"]
+    note = (
+        "\nmIoU in percent on the test split, seeds 1, 2 and 3. The teacher is read from a cache of whole images, and "
+        "the recipe's weight of KD is taken as it is. In the last column half of each batch is labeled.\n"
+    )
+    return "\n".join([title, markdown_table(head, rows), note])
+
+
+def robustness(results: Path) -> str:
+    title = "## Other conditions\n"
+    file = results / "robustness.json"
+    if not file.is_file():
+        return not_run(title)
+    scores = json.loads(file.read_text(encoding="utf-8"))
+    clean = {result.method: mean([*result.mean_iou.values()]) for result in read_results(results / "methods")}
+    rows = []
+    for method in clean:
+        runs = [value for name, value in scores.items() if name.rpartition("/")[0] == method]
+        if runs:
+            rows.append([method, clean[method], *(mean([run[name] for run in runs]) for name in DISTURBANCES)])
+    note = (
+        "\nThe same students on disturbed test images, mIoU in percent (`python -m benchmarks.camvid.robustness`).\n"
+    )
+    return "\n".join([title, markdown_table(["method", "clean", *DISTURBANCES], rows), note])
+
+
+def is_there(folder: Path) -> bool:
+    return (folder / "results.json").is_file()
+
+
+def not_run(title: str) -> str:
+    return f"{title}\nNot run yet.\n"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def mean(values: list[float]) -> str:
+    text = percent(statistics.mean(values))
+    return f"{text} ± {percent(statistics.stdev(values))}" if len(values) > 1 else text
+
+
+def interval(gain: tuple[float, float, float] | None) -> str:
+    return "" if gain is None else f"{100 * gain[0]:+.2f} [{100 * gain[1]:+.2f}, {100 * gain[2]:+.2f}]"
+
+
+def verdict(gain: tuple[float, float, float] | None) -> str:
+    """What the interval allows to say."""
+    if gain is None:
+        return ""
+    if gain[1] > 0:
+        return "helps"
+    return "hurts" if gain[2] < 0 else "cannot be told"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "benchmarks.camvid.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", default=str(RESULTS), help="folder of the results (default: the committed one)")
+    parser.add_argument("--page", default=str(PAGE), help="page to write (default: docs/camvid.md)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
