@@ -151,7 +151,7 @@ def _teacher_scores(trainer: DistillationTrainer, spec: DatasetSpec) -> dict:
 
 def source_commit() -> str | None:
     """Commit of the checkout that this package runs from, `None` for an installed one."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
