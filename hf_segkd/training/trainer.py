@@ -187,7 +187,7 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
     def _fast_teacher(self) -> Iterator[None]:
         """For the time of training, the teacher in its fastest form; it is left as it was."""
         folding = nullcontext()
-        # A CPU gains little (docs/performance.md), and there the teacher gives the very bits that it gives alone.
+        # A CPU gains little (docs/measurements.md), and there the teacher gives the very bits that it gives alone.
         if self.teacher is not None and self.args.device.type == "cuda":
             folding = folded_batch_norms(self.teacher.to(memory_format=torch.channels_last), self.train_size)
         with folding:
