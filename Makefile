@@ -4,17 +4,27 @@ BIN = .venv/bin
 # Two processes, each with one thread: more threads make the small tensors of tests slower.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: demo docs test test-fast test-slow test-oldest test-newest quality style
+.PHONY: demo docs docs-pages docs-serve test test-fast test-slow test-oldest test-newest types quality style
 
 # The main job on embedded data: teacher, student alone and distilled student on synthetic street scenes.
 demo: .venv
 	$(BIN)/python scripts/quickstart.py --output_dir runs/demo --overwrite
 
-# Every page that a command writes.
-docs: .venv
+# The pages that commands write, then the site, in site/: open site/index.html.
+docs: docs-pages .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
+
+docs-pages: .venv
+	$(BIN)/python docs/make_api.py
 	$(BIN)/python docs/make_methods.py
 	$(BIN)/python docs/make_models.py
+	$(BIN)/python docs/make_options.py
 	$(BIN)/python docs/make_recipes.py
+	$(BIN)/python docs/make_troubleshooting.py
+
+# The site on http://127.0.0.1:8000, written again whenever a page changes.
+docs-serve: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 # PYTEST_OPTIONS: more options of pytest; CI asks for the coverage.
 test: quality
@@ -42,6 +52,10 @@ test-oldest test-newest: test-%: .venv-%/installed
 test-slow: .venv
 	$(BIN)/python -m pytest -q -m slow
 
+# The public names of the package, as a user's type checker sees them.
+types: .venv/installed-docs
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
+
 quality: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,4 +71,9 @@ style: .venv
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,onnx,demo]'
+	touch $@
+
+# What only the site and the type checker need; tests do without.
+.venv/installed-docs: .venv/installed setup.cfg
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@

@@ -63,7 +63,8 @@ def index_page() -> str:
     rows = []
     for name in sorted(hf_segkd.__all__, key=str.lower):
         module, found = origin(name)
-        rows.append(f"| [`{name}`][{module}.{name}] | {first_sentence(found)} |\n")
+        target = f"{module}.{name}" if isinstance(found, ast.ClassDef | ast.FunctionDef) else module
+        rows.append(f"| [`{name}`][{target}] | {first_sentence(found)} |\n")
     return INDEX + "".join(rows) + "\n::: hf_segkd.commands.one_call\n"
 
 
@@ -87,7 +88,9 @@ def defined(node: ast.AST) -> list[str]:
     """Names that a statement of a module defines."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    targets = (
+        node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    )
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
@@ -117,7 +120,11 @@ def room_page(room: str, title: str) -> str:
 def is_public(module: str) -> bool:
     """Whether a module defines a public class or function with a docstring."""
     for node in ast.parse(source(module).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_") and ast.get_docstring(node):
+        if (
+            isinstance(node, ast.ClassDef | ast.FunctionDef)
+            and not node.name.startswith("_")
+            and ast.get_docstring(node)
+        ):
             return True
     return False
 

@@ -56,7 +56,9 @@ def render() -> str:
     parts = [HEADER, "\n## hf-segkd distill\n"]
     hints = get_type_hints(ScriptArguments) | get_type_hints(DistillationArguments)
     for title, options in option_groups().items():
-        parts.append(f"\n### {title.capitalize()}\n\n| option | values | default | what it does |\n|---|---|---|---|\n")
+        parts.append(
+            f"\n### {title.capitalize()}\n\n| option | values | default | what it does |\n|---|---|---|---|\n"
+        )
         parts += [field_row(option, hints[option.name]) for option in options]
     parts.append(LOSS_HEADER)
     parts += [loss_row(name) for name in LOSSES]
