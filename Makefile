@@ -10,7 +10,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 demo: .venv
 	$(BIN)/python scripts/quickstart.py --output_dir runs/demo --overwrite
 
-# The pages that commands write, then the site, in site/: open site/index.html.
+# The pages that commands write, then the site, in site/.
 docs: docs-pages .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
 
@@ -22,7 +22,7 @@ docs-pages: .venv
 	$(BIN)/python docs/make_recipes.py
 	$(BIN)/python docs/make_troubleshooting.py
 
-# The site on http://127.0.0.1:8000, written again whenever a page changes.
+# The site with its search on http://127.0.0.1:8000, written again whenever a page changes.
 docs-serve: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 

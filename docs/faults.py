@@ -1,7 +1,7 @@
 """The faults of docs/troubleshooting.md: how each is provoked, why it happens, what helps.
 
-`TYPED` are command lines that a user may type in a folder that [`write_folder`] has written; `CALLED` are what a training
-says while it runs, for which nothing needs to be trained.
+`TYPED` are command lines in a folder that [`write_folder`] has written. `CALLED` are what a training says while it
+runs, for which nothing needs to be trained.
 """
 
 from __future__ import annotations
@@ -133,8 +133,7 @@ TYPED = (
     ),
     Fault(
         "Crops that a loss cannot take",
-        RUN
-        + "--dataset folder --data_dir photos --teacher teacher --losses.adversarial.weight 0.1 --output_dir runs/a",
+        RUN + "--data photos --teacher teacher --losses.adversarial.weight 0.1 --output_dir runs/a",
         "The discriminator of Structured KD halves its map until little is left. With a student at 1/8 it needs crops "
         "of 512.",
         "Larger crops, or `--losses.adversarial null`.",

@@ -88,9 +88,11 @@ def defined(node: ast.AST) -> list[str]:
     """Names that a statement of a module defines."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         return [node.name]
-    targets = (
-        node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    )
+    targets = []
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AnnAssign):
+        targets = [node.target]
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
@@ -111,20 +113,16 @@ def source(module: str) -> Path:
 def room_page(room: str, title: str) -> str:
     """One entry for each module that has something public to show."""
     package = room if room == "dataset_builders" else f"hf_segkd.{room}"
-    doc = ast.get_docstring(ast.parse(source(package).read_text(encoding="utf-8")))
     modules = [package, *(f"{package}.{path.stem}" for path in sorted(source(package).parent.glob("[!_]*.py")))]
     entries = "".join(f"\n::: {module}\n" for module in modules if is_public(module))
-    return f"# {title}: `{package}`\n\n{' '.join(doc.split())}\n{entries}"
+    return f"# {title}: `{package}`\n{entries}"
 
 
 def is_public(module: str) -> bool:
     """Whether a module defines a public class or function with a docstring."""
     for node in ast.parse(source(module).read_text(encoding="utf-8")).body:
-        if (
-            isinstance(node, ast.ClassDef | ast.FunctionDef)
-            and not node.name.startswith("_")
-            and ast.get_docstring(node)
-        ):
+        named = isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
+        if named and ast.get_docstring(node):
             return True
     return False
 

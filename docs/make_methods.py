@@ -37,7 +37,7 @@ trained beside the student and dropped afterwards; `state`: what a checkpoint ke
 growth (B images, N = h·w positions, C channels, K classes, M keys, P positions of a patch); no loss keeps N·N numbers.
 `value` is measured: the first step of a pair of ESPNets (teacher trained on the synthetic scenes, untrained student,
 seed 0, 8 crops of 96x128), before weighting; its order of magnitude helps to choose a weight. Every option, formula
-and difference from the original code is in the class's docstring. Structured KD's object detection and depth
+and difference from the original code is in [the docstrings](api/losses.md). Structured KD's object detection and depth
 estimation are out of scope: this library does semantic segmentation.
 
 | name | idea | reads | labels | adapter | state | time | memory | value | paper |

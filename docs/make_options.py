@@ -29,6 +29,7 @@ reaches into a mapping: `--losses.kd.weight 2`. With `--data`, what is not given
 [derived](your_own_data.md#without-choosing-anything). The options of transformers' `TrainingArguments` work as well:
 `hf-segkd distill --help-all` lists them.
 """
+TABLE = "| option | values | default | what it does |\n|---|---|---|---|\n"
 LOSS_HEADER = """
 ## Options of the losses
 
@@ -56,9 +57,7 @@ def render() -> str:
     parts = [HEADER, "\n## hf-segkd distill\n"]
     hints = get_type_hints(ScriptArguments) | get_type_hints(DistillationArguments)
     for title, options in option_groups().items():
-        parts.append(
-            f"\n### {title.capitalize()}\n\n| option | values | default | what it does |\n|---|---|---|---|\n"
-        )
+        parts.append(f"\n### {title.capitalize()}\n\n{TABLE}")
         parts += [field_row(option, hints[option.name]) for option in options]
     parts.append(LOSS_HEADER)
     parts += [loss_row(name) for name in LOSSES]
@@ -121,7 +120,7 @@ def command_section(name: str) -> str:
     skipped = len(parser._actions) > len(actions) + 1
     summary = COMMANDS[name][0].upper() + COMMANDS[name][1:]
     head = f"\n## hf-segkd {name}\n\n{summary}.\n\n"
-    table = "| option | values | default | what it does |\n|---|---|---|---|\n" + "".join(map(action_row, actions))
+    table = TABLE + "".join(map(action_row, actions))
     return head + table + ("\nAnd the options of your own [data](#data).\n" if skipped else "")
 
 

@@ -29,8 +29,8 @@ HUB = re.compile(r" \(.*\)\. Looked for", flags=re.DOTALL)
 HEADER = """# Troubleshooting
 
 Written by `python docs/make_troubleshooting.py`, which provokes each fault: the messages are what the library says. A
-message begins with what is wrong, then what was found, then what to do. Faults while a run trains, and what is left after
-them: [Reliability](reliability.md). `HF_SEGKD_TRACEBACK=1` in front of a command shows where an error comes from.
+message says what is wrong, what was found, and what to do. Faults while a run trains, and what is left after them:
+[Reliability](reliability.md). `HF_SEGKD_TRACEBACK=1` in front of a command shows where an error comes from.
 
 """
 
