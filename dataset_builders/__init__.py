@@ -1,7 +1,6 @@
 """From raw folders, or from stored datasets of others, to the columns `image`, `annotation`, `image_id`."""
 
 import os
-from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from dataset_builders.arguments import DataArguments, data_options
@@ -63,6 +62,10 @@ def open_dataset(
     )
 
 
-def open_from_arguments(arguments: DataArguments | Namespace) -> "OpenedDataset":
-    """Open what `--dataset`, `--data_dir` and the flags of [`DataArguments`] name; see [`open_dataset`]."""
+def open_from_arguments(arguments: Any) -> "OpenedDataset":
+    """Open what `--dataset`, `--data_dir` and the flags of [`DataArguments`] name; see [`open_dataset`].
+
+    Args:
+        arguments: [`DataArguments`], or an `argparse.Namespace`, with `dataset` and `data_dir` too.
+    """
     return open_dataset(arguments.dataset, arguments.data_dir, **data_options(arguments))

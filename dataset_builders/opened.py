@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 import datasets
 
@@ -203,7 +203,7 @@ def named_bands(names: list[str] | str, pixel_range: list[float] | None, split: 
 
     names = [names] if isinstance(names, str) else list(names)
     if len(names) == 1 and Path(names[0]).is_file():
-        names = [line.strip() for line in read_lines(names[0])]
+        names = [line.strip() for line in read_lines(names[0]) or ()]
     try:
         array = read_pixels(read(split.read_image, 0))
     except Unreadable as error:
@@ -214,4 +214,5 @@ def named_bands(names: list[str] | str, pixel_range: list[float] | None, split: 
             f"The images have {count} band{'s' if count > 1 else ''} of {array.dtype}, and {len(names)} names are "
             f"given: {', '.join(names)}. Name each band, in the order of the files: {advice(count)}."
         )
-    return Bands(tuple(names), str(array.dtype), tuple(pixel_range) if pixel_range is not None else None)
+    value_range = None if pixel_range is None else cast(tuple[float, float], tuple(pixel_range))  # `Bands` counts them
+    return Bands(tuple(names), str(array.dtype), value_range)

@@ -5,6 +5,7 @@ happens as soon as somebody else has imported the Auto classes.
 """
 
 import importlib
+import importlib.abc
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ class _RegisterModels:
             importlib.import_module("hf_segkd.models")
 
 
-class _CountingLoader:
+class _CountingLoader(importlib.abc.Loader):
     """A module's own loader, and a count of how many modules of transformers are being loaded."""
 
     def __init__(self, loader, hook: _RegisterModels):
@@ -111,5 +112,6 @@ class _CountingLoader:
             self.hook.register()
 
 
-sys.meta_path.insert(0, _RegisterModels())
-sys.meta_path[0].register()  # at once where the Auto classes are there already
+_hook = _RegisterModels()
+sys.meta_path.insert(0, _hook)
+_hook.register()  # at once where the Auto classes are there already

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import yaml
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers.image_processing_utils import BaseImageProcessor
 
     from hf_segkd.evaluation.segmenter import Segmenter
+
+    Picture: TypeAlias = str | Path | Image.Image | np.ndarray
 
 
 def distill(
@@ -110,7 +112,13 @@ class FinishedRun:
         """Its image processor."""
         return self._loaded[1]
 
-    def predict(self, images: str | Path | Image.Image | np.ndarray | Sequence) -> np.ndarray | list[np.ndarray]:
+    @overload
+    def predict(self, images: Picture) -> np.ndarray: ...
+
+    @overload
+    def predict(self, images: Sequence[Picture]) -> list[np.ndarray]: ...
+
+    def predict(self, images: Picture | Sequence[Picture]) -> np.ndarray | list[np.ndarray]:
         """Segment one image or several.
 
         Args:
@@ -120,18 +128,9 @@ class FinishedRun:
         Returns:
             `np.ndarray` of shape `(H, W)`: Class ids at the image's size; a list of them for a list.
         """
-        from hf_segkd.commands.predict import read
-        from hf_segkd.data.raw import Unreadable
-
         if isinstance(images, list | tuple):
-            return [self.predict(image) for image in images]
-        if isinstance(images, str | Path):
-            try:
-                image, _ = read(Path(images).read_bytes(), self._segmenter.bands)
-            except Unreadable as error:
-                raise ValueError(f"'{images}' {error}.") from error
-            return self._segmenter(image)
-        return self._segmenter(images)
+            return [self._predicted(image) for image in images]
+        return self._predicted(cast("Picture", images))
 
     def push(self, repo_id: str, **options: Any) -> str:
         """Upload the run to the Hub, as `hf-segkd push` does, and return its address.
@@ -157,6 +156,18 @@ class FinishedRun:
         output_dir = output_dir or Path(self.folder) / "onnx"
         with errors_raised():
             return export.main([self.folder, "--output_dir", str(output_dir), *_flags(options)])
+
+    def _predicted(self, image: Picture) -> np.ndarray:
+        from hf_segkd.commands.predict import read
+        from hf_segkd.data.raw import Unreadable
+
+        if not isinstance(image, str | Path):
+            return cast("np.ndarray", self._segmenter(image))
+        try:
+            content, _ = read(Path(image).read_bytes(), self._segmenter.bands)
+        except Unreadable as error:
+            raise ValueError(f"'{image}' {error}.") from error
+        return cast("np.ndarray", self._segmenter(content))
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, BaseImageProcessor]:

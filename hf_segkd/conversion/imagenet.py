@@ -143,9 +143,7 @@ class LoadReport:
         return "\n".join([f"Backbone weights from {self.source}", *lines, *images])
 
 
-def load_backbone_weights(
-    backbone: PreTrainedModel, spec: str, order: str | None = None, wanted: str = "rgb"
-) -> LoadReport:
+def load_backbone_weights(backbone: nn.Module, spec: str, order: str | None = None, wanted: str = "rgb") -> LoadReport:
     """Fill a backbone with ImageNet weights, completely or not at all.
 
     Where the weights expect another order of channels than the images will have, the input channels of the first

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -94,7 +95,7 @@ def _new_with_processor(
     return model, processor
 
 
-def _encoder(model: PreTrainedModel) -> PreTrainedModel:
+def _encoder(model: PreTrainedModel) -> nn.Module:
     name = ENCODERS.get(model.config.model_type, "backbone")
     if name not in dict(model.named_children()):
         raise ValueError(

@@ -1,11 +1,12 @@
 """What every segmentation model of the library returns."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .compat import PreTrainedConfig
 
@@ -30,10 +31,11 @@ class SegmentationOutput(ModelOutput):
 
     def float(self) -> "SegmentationOutput":
         """Copy with half-precision tensors cast to float32; float64 stays, and so does the graph."""
-        return SegmentationOutput(**{name: _to_float(value) for name, value in self.items()})
+        fields: dict[str, Any] = {name: _to_float(value) for name, value in self.items()}
+        return SegmentationOutput(**fields)
 
 
-def _to_float(value: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+def _to_float(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_to_float(item) for item in value)
     return value if value.dtype == torch.float64 else value.float()

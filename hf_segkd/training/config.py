@@ -3,7 +3,7 @@
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import get_args, get_type_hints
+from typing import cast, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -138,7 +138,8 @@ def _check_optimizer(args: DistillationConfig) -> None:
     try:
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args)
         optimizer = optimizer_class([nn.Parameter(torch.zeros(1))], **options)
-        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, args.lr_scheduler_kwargs)
+        schedule_options = cast(dict | None, args.lr_scheduler_kwargs)  # text was parsed by TrainingArguments
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, schedule_options)
     except (TypeError, ValueError, ImportError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"optim {args.optim} (optim_args {args.optim_args}) with lr_scheduler_type {args.lr_scheduler_type} "

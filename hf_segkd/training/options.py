@@ -62,11 +62,13 @@ class InputArguments(DataArguments):
             raise ValueError("Give --data FOLDER (own photos, options derived) or --dataset NAME, one of the two.")
 
     def find_data(self) -> None:
-        """Set `dataset` and `data_dir` to what `data` names.
+        """Set `dataset` and `data_dir` to what `data` names, if it was given.
 
         Raises:
             `ValueError`: As [`~dataset_builders.arguments.find_dataset`].
         """
+        if self.data is None:
+            return
         self.dataset, folder = find_dataset(self.data)
         self.data_dir = folder or self.data_dir
 
