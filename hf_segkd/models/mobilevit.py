@@ -175,27 +175,27 @@ class MobileViTStage(nn.Module):
         residual = x = self.downsampling_layer(x)
         x = self.conv_1x1(self.conv_kxk(x))
         size = x.shape[-2:]
-        x = _resize(x, [length + length % PATCH_SIZE for length in size])
-        height, width = x.shape[-2:]
-        x = self.layernorm(self.transformer(_unfold(x)))
-        x = self.conv_projection(_resize(_fold(x, height, width), size))
+        # Patches to cover the map: sizes that are whole numbers of patches by their formula, which torch.export needs.
+        rows, columns = ((length + PATCH_SIZE - 1) // PATCH_SIZE for length in size)
+        x = _resize(x, (PATCH_SIZE * rows, PATCH_SIZE * columns))
+        x = self.layernorm(self.transformer(_unfold(x, rows, columns)))
+        x = self.conv_projection(_resize(_fold(x, rows, columns), size))
         return self.fusion(torch.cat([residual, x], dim=1))
 
 
-def _resize(x: Tensor, size: list[int]) -> Tensor:
-    if list(x.shape[-2:]) == list(size):
-        return x
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps of even size come out as they are. To ask for that first would bind an exported program to odd sizes."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def _unfold(x: Tensor) -> Tensor:
+def _unfold(x: Tensor, rows: int, columns: int) -> Tensor:
     """`(B, C, h, w)` to `(4B, hw/4, C)`: one sequence for each of the four places in a patch."""
-    x = x.unflatten(3, (-1, PATCH_SIZE)).unflatten(2, (-1, PATCH_SIZE))
+    x = x.unflatten(3, (columns, PATCH_SIZE)).unflatten(2, (rows, PATCH_SIZE))
     return x.permute(0, 3, 5, 2, 4, 1).flatten(3, 4).flatten(0, 2)
 
 
-def _fold(x: Tensor, height: int, width: int) -> Tensor:
-    x = x.unflatten(1, (height // PATCH_SIZE, width // PATCH_SIZE)).unflatten(0, (-1, PATCH_SIZE, PATCH_SIZE))
+def _fold(x: Tensor, rows: int, columns: int) -> Tensor:
+    x = x.unflatten(1, (rows, columns)).unflatten(0, (-1, PATCH_SIZE, PATCH_SIZE))
     return x.permute(0, 5, 3, 1, 4, 2).flatten(4, 5).flatten(2, 3)
 
 
