@@ -16,14 +16,8 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_segkd.deployment.onnx_export import (
-    PRECISIONS,
-    AnySizePooling,
-    onnx,
-    quantize_dynamic,
-    size_multiple,
-    trace,
-)
+from hf_segkd.deployment.graphs import AnySizePooling
+from hf_segkd.deployment.onnx_export import PRECISIONS, onnx, quantize_dynamic, size_multiple, trace
 from hf_segkd.models import Bands, InputNormalization, upsamples_with_align_corners
 
 # By the `dtype` that a program asks transformers.js for: fp32, fp16 and q8.

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from helpers.paths import ROOT
 from helpers.tiny import LABELS, TINY, TinyScenes
+from hf_segkd.deployment.graphs import AnySizePooling
 from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
@@ -134,7 +135,7 @@ def test_pooling_for_export_is_pytorchs(size, cells):
     """PSPNet and UperNet pool into grids whose cells overlap unless the size divides."""
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = F.adaptive_avg_pool2d(x, cells)
-    with onnx_export.AnySizePooling():
+    with AnySizePooling():
         pooled = F.adaptive_avg_pool2d(x, cells), nn.AdaptiveAvgPool2d(cells)(x)
     for result in pooled:
         torch.testing.assert_close(result, expected)
