@@ -21,6 +21,7 @@ COMMANDS = {
     "push": "upload a finished run to the Hub",
     "demo": "show teacher and student side by side in the browser",
     "profile": "parameters, MACs, latency and memory of models",
+    "ladder": "find the largest student within a budget of milliseconds",
     "benchmark": "compare methods over several seeds",
     "features": "draw a t-SNE map of pixel features",
     "recipes": "list the recipes that go by name",
