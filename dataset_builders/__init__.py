@@ -31,7 +31,12 @@ def __getattr__(name: str) -> "dict[str, DatasetSpec]":
 
 
 def open_dataset(
-    name: str, data_dir: str | None = None, *, cache_dir: str | None = None, **options: Any
+    name: str,
+    data_dir: str | None = None,
+    *,
+    cache_dir: str | None = None,
+    streaming: bool = False,
+    **options: Any,
 ) -> "OpenedDataset":
     """Open a dataset by its name; files are looked at when they are asked for, and only once.
 
@@ -39,6 +44,8 @@ def open_dataset(
         name (`str`): Key of [`BUILDERS`], or what `datasets` opens: a folder, or a Hub id such as `"user/name"`.
         data_dir (`str`, *optional*): Folder of the raw files; `None` for `"synthetic"`.
         cache_dir (`str`, *optional*): Where to keep prepared data; the cache of `datasets` by default.
+        streaming (`bool`, *optional*, defaults to `False`): Read the training rows while a run trains, and keep none:
+            [`~dataset_builders.streamed.StreamedDataset`].
         options: Fields of the builder's config, for instance `num_train` of `"synthetic"`, or of
             [`~dataset_builders.stored.StoredConfig`].
 
@@ -46,16 +53,24 @@ def open_dataset(
         [`~dataset_builders.opened.OpenedDataset`]: Its classes (`spec`), `splits`, files and rows.
 
     Raises:
-        `ValueError`: Unknown name, or an option that the dataset does not have or take.
+        `ValueError`: Unknown name, an option that the dataset does not have or take, or nothing that can be streamed.
     """
     # `datasets` takes half a second to import: --help does without.
     from dataset_builders.built import BuiltDataset
     from dataset_builders.stored import StoredDataset
+    from dataset_builders.streamed import StreamedDataset
 
+    if name in BUILDERS and streaming:
+        raise ValueError(
+            "--streaming reads what `datasets` stores, a Hub id or a folder of parquet files; "
+            f"'{name}' is made from raw files. Leave it out, or first run `hf-segkd prepare {name} --output FOLDER` "
+            "(or --push_to_hub user/name)."
+        )
     if name in BUILDERS:
         return BuiltDataset(name, data_dir, cache_dir, options)
     if os.path.isdir(name) or name.count("/") == 1:
-        return StoredDataset(name, data_dir, cache_dir, options)
+        kind = StreamedDataset if streaming else StoredDataset
+        return kind(name, data_dir, cache_dir, options)
     raise ValueError(
         f"Unknown dataset '{name}'.{did_you_mean(name, BUILDERS)} Available: {', '.join(BUILDERS)}; "
         "or a folder, or a Hub id such as user/name."

@@ -39,6 +39,8 @@ class OpenedDataset(ABC):
 
     # Whether its splits are those of a benchmark, which nobody may mend.
     published = False
+    # Whether its training rows are read while a run trains: dataset_builders.streamed.
+    streamed = False
 
     def __init__(self, name: str, data_dir: str | None, cache_dir: str | None, config: Any):
         self.name, self.data_dir, self.cache_dir, self.config = name, data_dir, cache_dir, config

@@ -158,7 +158,7 @@ class StoredDataset(OpenedDataset):
     @cached_property
     def _mapped(self) -> datasets.DatasetDict:
         """Splits with the columns `image`, `annotation` (train ids) and `image_id`."""
-        config, map_annotations = self.config, _MapAnnotations(self.label_map)
+        config, map_annotations = self.config, MapAnnotations(self.label_map)
         splits = {split: _columns(rows, split, config) for split, rows in self._stored.items()}
         splits = datasets.DatasetDict(splits)
         if self._band_names[0]:
@@ -196,16 +196,34 @@ def _file_beside(name: str, file: str) -> Path | None:
 
 def _columns(rows: datasets.Dataset, split: str, config: StoredConfig) -> datasets.Dataset:
     """The three columns; rows without an `image_id` are numbered."""
+    check_columns(rows, split, config)
+    if "image_id" not in rows.column_names:
+        rows = rows.add_column("image_id", [f"{split}_{index:06d}" for index in range(len(rows))])
+    return renamed(rows, config)
+
+
+def check_columns(rows: datasets.Dataset | datasets.IterableDataset, split: str, config: StoredConfig) -> None:
+    """Check that the columns of images and masks are there.
+
+    Raises:
+        ValueError: One is not; those that are there are named.
+    """
     for option, column in (("image_column", config.image_column), ("label_column", config.label_column)):
         if column not in rows.column_names:
             raise ValueError(
                 f"The {split} split has no column '{column}' ({option}); it has {', '.join(rows.column_names)}. "
                 f"Give --{option}."
             )
-    if "image_id" not in rows.column_names:
-        rows = rows.add_column("image_id", [f"{split}_{index:06d}" for index in range(len(rows))])
-    rows = rows.select_columns([config.image_column, config.label_column, "image_id"])
-    rows = rows.rename_columns({config.image_column: "image", config.label_column: "annotation"})
+
+
+def renamed(
+    rows: datasets.Dataset | datasets.IterableDataset, config: StoredConfig
+) -> datasets.Dataset | datasets.IterableDataset:
+    """The columns `image`, `annotation` and, where rows have one, `image_id`."""
+    kept = [config.image_column, config.label_column, "image_id"]
+    rows = rows.select_columns([name for name in kept if name in rows.column_names])
+    names = {config.image_column: "image", config.label_column: "annotation"}
+    rows = rows.rename_columns(names)
     if isinstance(rows.features["annotation"], datasets.Image):
         # A mode, "L" for instance, would turn palette indices into gray levels.
         rows = rows.cast_column("annotation", datasets.Image())
@@ -227,7 +245,7 @@ def _drawn(rows: datasets.Dataset, fraction: float, seed: int) -> dict[str, data
     }
 
 
-class _MapAnnotations:
+class MapAnnotations:
     """Applied when rows are read, in the workers; a class, so that they can pickle it."""
 
     def __init__(self, lookup: LabelMap):

@@ -81,11 +81,13 @@ def main(argv: list[str] | None = None) -> dict:
     from hf_segkd.training.config import DistillationConfig
     from hf_segkd.training.derived import derive_options
     from hf_segkd.training.stored_teacher import check_cache
+    from hf_segkd.training.streamed import check_streaming
 
     plain_logs()
     with ExitStack() as held:
         with readable_errors():
             (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv)
+            check_streaming(script, config)
             if script.data:
                 script.find_data()
                 derived = derive_options(recipe, script.student, open_from_arguments(script), config)
@@ -115,7 +117,6 @@ def fill_cache(script: ScriptArguments, config: DistillationConfig) -> dict:
 
 def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> dict:
     """Train, score and save in a folder that is held for this run."""
-    from dataset_builders import open_from_arguments
     from hf_segkd.evaluation.teacher import pin_teacher
     from hf_segkd.reports.data_summary import SAMPLE, short_text, summarize
     from hf_segkd.reports.metrics_report import metrics_report, run_facts, training_cost
@@ -123,6 +124,7 @@ def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> di
     from hf_segkd.reports.tables import table
     from hf_segkd.training.checks import find_checkpoint
     from hf_segkd.training.class_weights import resolve_class_weights
+    from hf_segkd.training.inputs import open_training_data
     from hf_segkd.training.resume import check_same_recipe, field_defaults
 
     with readable_errors():
@@ -130,7 +132,7 @@ def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> di
         with config.main_process_first():
             checkpoint = find_checkpoint(config, script.overwrite, script.resume)
         pin_teacher(script, recipe)
-        dataset = open_from_arguments(script)
+        dataset = open_training_data(script)
         config.losses = resolve_class_weights(config.losses, dataset)
         if "losses" in recipe:
             recipe["losses"] = config.losses

@@ -138,9 +138,15 @@ def _read_tiff(content: bytes) -> np.ndarray:
         raise ValueError("TIFF files need tifffile: pip install 'hf-segkd[bands]'") from None
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         series = file.series[0]
-        array = series.asarray()
-        axes = series.axes
         page = file.pages[0]
+        try:
+            array = series.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            name = page.compression.name
+            raise ValueError(f"{name} compression needs one more package: pip install imagecodecs") from None
+        axes = series.axes
         turn = page.tags.valueof("Orientation", 1)
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
         raise ValueError("a TIFF file of palette indices is no measurement; save it as RGB")

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_segkd.conversion.folded import is_unfolded
+from hf_segkd.data.streaming import StreamedSet
 from hf_segkd.models import InputNormalization
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class _Moments:
 
 @torch.no_grad()
 def calibrate_folded_norms(
-    model: PreTrainedModel, processor: BaseImageProcessor, dataset: Dataset, count: int = 32
+    model: PreTrainedModel, processor: BaseImageProcessor, dataset: Dataset | StreamedSet, count: int = 32
 ) -> int:
     """Give batch norms from folded weights the statistics that their maps have on training images.
 
@@ -51,8 +52,9 @@ def calibrate_folded_norms(
     Args:
         model (`PreTrainedModel`): A new student whose backbone was filled from a folded file; changed in place.
         processor (`BaseImageProcessor`): The model's own.
-        dataset (`Dataset`): The training set; items hold `pixel_values`, uint8 RGB of shape (3, H, W).
-        count (`int`, *optional*, defaults to `32`): Images to use, evenly spread over the dataset.
+        dataset (`Dataset` or `StreamedSet`): The training set; items hold `pixel_values`, uint8 RGB (3, H, W).
+        count (`int`, *optional*, defaults to `32`): Images to use, evenly spread over the dataset, or the
+            first ones of a stream.
 
     Returns:
         `int`: Number of batch norms calibrated, also logged.
@@ -60,16 +62,15 @@ def calibrate_folded_norms(
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and is_unfolded(module)]
     if not norms:
         return 0
-    count = min(count, len(dataset))
+    images = _evenly_spread(dataset, count)
     moments = [_Moments(norm.num_features) for norm in norms]
     hooks = [norm.register_forward_pre_hook(moment.see) for norm, moment in zip(norms, moments, strict=True)]
     normalization = InputNormalization.from_processor(processor).to(model.device)
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        for index in range(count):
-            image = dataset[index * len(dataset) // count]["pixel_values"]
-            model(pixel_values=normalization(image[None].to(model.device)))
+        for image in images:
+            model(pixel_values=normalization(image["pixel_values"][None].to(model.device)))
     finally:
         for hook in hooks:
             hook.remove()
@@ -82,5 +83,13 @@ def calibrate_folded_norms(
         norm.weight.copy_(scale * (moment.variance + norm.eps).sqrt())
         norm.running_mean.copy_(moment.mean)
         norm.running_var.copy_(moment.variance)
-    logger.info("Calibrated %d batch norms of folded weights on %d training images.", len(norms), count)
+    logger.info("Calibrated %d batch norms of folded weights on %d training images.", len(norms), len(images))
     return len(norms)
+
+
+def _evenly_spread(dataset: Dataset | StreamedSet, count: int) -> list[dict[str, Tensor]]:
+    """Some items of a dataset; of a stream the first ones."""
+    if isinstance(dataset, StreamedSet):
+        return dataset.head(count)
+    count = min(count, len(dataset))
+    return [dataset[index * len(dataset) // count] for index in range(count)]

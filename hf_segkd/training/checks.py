@@ -15,6 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from dataset_builders.opened import OpenedDataset
 from hf_segkd.data.integrity import WARNINGS, find_leaks, find_problems, problem_table
+from hf_segkd.data.streaming import StreamedSet
 from hf_segkd.evaluation.teacher import TeacherDescription
 from hf_segkd.hub import fetch_checkpoint, open_repository
 from hf_segkd.loading.class_map import class_names, normal, placeholders
@@ -26,6 +27,7 @@ from hf_segkd.training.dry_run import check_forwards, check_sizes, smallest_batc
 from hf_segkd.training.finished_run import missing_of_run
 from hf_segkd.training.options import ScriptArguments
 from hf_segkd.training.run_lock import LOCK_FILE, run_lock
+from hf_segkd.training.streamed import check_workers
 
 logger = logging.getLogger(__name__)
 SAMPLE = 1000  # images of a split whose files are decoded before training
@@ -221,10 +223,13 @@ def check_run(trainer) -> None:
     """
     args, distiller, evaluated = trainer.args, trainer.model, trainer.eval_dataset
     check_weights(distiller.weights)
-    batch = smallest_batch(
-        len(trainer.train_dataset), args.per_device_train_batch_size, args.world_size, args.dataloader_drop_last
-    )
-    if not trainer.has_teacher:  # with one, images without labels teach too
+    streamed = isinstance(trainer.train_dataset, StreamedSet)
+    batch = args.per_device_train_batch_size
+    if streamed:
+        check_workers(trainer.train_dataset, args.dataloader_num_workers)
+    else:
+        batch = smallest_batch(len(trainer.train_dataset), batch, args.world_size, args.dataloader_drop_last)
+    if not trainer.has_teacher and not streamed:  # with a teacher, images without labels teach too
         check_labeled(trainer.train_dataset, "training", trainer.ignore_index)
     image = None
     if evaluated is not None:
@@ -260,16 +265,18 @@ def check_data(
     if how == "none":
         return []
     spec, splits = dataset.spec, dataset.raw_splits()
-    # Drawn datasets have no files; a split that is missing is refused by the one who loads it.
-    if not {spec.train_split, spec.eval_split} <= splits.keys():
-        return []
     limit = SAMPLE if how == "sample" else None
     limits = {spec.train_split: None if skip_unreadable else limit, spec.eval_split: limit}
+    if dataset.streamed:
+        limits.pop(spec.train_split)
+    # Drawn datasets have no files; a split that is missing is refused by the one who loads it.
+    if not limits.keys() <= splits.keys():
+        return []
     problems = find_problems(splits, dataset.label_map, spec.num_labels, limits, dataset.bands)
     problems += find_leaks(splits)
     train = [problem for problem in problems if problem.split == spec.train_split]
     skipped = {problem.index for problem in train if problem.kind == "unreadable"} if skip_unreadable else set()
-    if len(skipped) == len(splits[spec.train_split]):
+    if skipped and len(skipped) == len(splits[spec.train_split]):
         raise ValueError(f"All {len(skipped)} images of the {spec.train_split} split are unreadable.")
     problems = [x for x in problems if x.split != spec.train_split or x.index not in skipped]
     mild = {*WARNINGS, "leak"} if dataset.published else {*WARNINGS}

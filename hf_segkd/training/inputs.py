@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 import datasets
 
+from dataset_builders import data_options, open_dataset
 from dataset_builders.opened import OpenedDataset
 from dataset_builders.unlabeled import unlabeled_images
 from hf_segkd.data import BandJitter, DatasetSpec, PhotometricJitter, SegmentationDataset, TrainTransform
+from hf_segkd.data.streaming import StreamedSet
 from hf_segkd.data.unlabeled import JoinedRows, UnlabeledRows
+from hf_segkd.distributed import rank, world_size
 from hf_segkd.models import Bands
 from hf_segkd.training.checks import check_data
 from hf_segkd.training.options import InputArguments
@@ -18,13 +21,19 @@ logger = logging.getLogger(__name__)
 
 class TrainingData(NamedTuple):
     """Both datasets, the training images that were left out because they cannot be read, those without
-    labels, and the labeled ones whole."""
+    labels, and the labeled ones whole, unless they are streamed."""
 
-    train: SegmentationDataset
+    train: SegmentationDataset | StreamedSet
     validation: SegmentationDataset
     skipped: list[int]
     unlabeled: datasets.Dataset | None
-    whole_train: SegmentationDataset
+    whole_train: SegmentationDataset | None
+
+
+def open_training_data(arguments: InputArguments) -> OpenedDataset:
+    """Open what the flags name; see [`~dataset_builders.open_dataset`]."""
+    streaming = arguments.streaming
+    return open_dataset(arguments.dataset, arguments.data_dir, streaming=streaming, **data_options(arguments))
 
 
 def training_data(arguments: InputArguments, dataset: OpenedDataset, seed: int) -> TrainingData:
@@ -34,6 +43,8 @@ def training_data(arguments: InputArguments, dataset: OpenedDataset, seed: int) 
         `ValueError`: For an unknown option, or anything that is wrong with the data.
     """
     transform = _train_transform(arguments, dataset.spec, dataset.bands)
+    if dataset.streamed:
+        return _streamed_data(arguments, dataset, transform, seed)
     skipped = check_data(dataset, arguments.check_data, arguments.skip_unreadable)
     options = {"seed": seed, "skip": {dataset.spec.train_split: skipped}, "decoded_dir": arguments.cache_dir}
     train = dataset.training_set(transform, **options)
@@ -48,6 +59,16 @@ def training_data(arguments: InputArguments, dataset: OpenedDataset, seed: int) 
         )
     whole_train = dataset.evaluation_set(dataset.spec.train_split, **options)
     return TrainingData(train, dataset.evaluation_set(**options), skipped, unlabeled, whole_train)
+
+
+def _streamed_data(
+    arguments: InputArguments, dataset: OpenedDataset, transform: TrainTransform, seed: int
+) -> TrainingData:
+    check_data(dataset, arguments.check_data)
+    place = {"process": rank(), "processes": world_size()}
+    train = dataset.stream(transform, seed=seed, shuffle_buffer=arguments.shuffle_buffer, **place)
+    logger.info("Training images are streamed, from %d files in each process; none was checked.", train.files)
+    return TrainingData(train, dataset.evaluation_set(seed=seed), [], None, None)
 
 
 def _train_transform(arguments: InputArguments, spec: DatasetSpec, bands: Bands | None) -> TrainTransform:

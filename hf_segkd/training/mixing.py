@@ -5,14 +5,17 @@ from __future__ import annotations
 from torch.utils.data import Sampler
 from transformers import Trainer
 
+from hf_segkd.data.streaming import StreamedSet
 from hf_segkd.data.unlabeled import JoinedRows, MixedSampler
 
 
 class MixesUnlabeled(Trainer):
     """The part of [`~hf_segkd.training.trainer.DistillationTrainer`] that orders the training images."""
 
-    def image_counts(self) -> dict[str, int]:
-        """Training images of the dataset, and those beside it that have no labels."""
+    def image_counts(self) -> dict[str, int | None]:
+        """Training images of the dataset, `None` where they are streamed, and those beside it that have no labels."""
+        if isinstance(self.train_dataset, StreamedSet):
+            return {"dataset": None, "unlabeled": 0}
         rows = getattr(self.train_dataset, "dataset", None)
         if isinstance(rows, JoinedRows):
             return {"dataset": len(rows.labeled), "unlabeled": len(rows.unlabeled)}

@@ -26,6 +26,13 @@ class InputArguments(DataArguments):
         default=None, metadata=_help(f"Dataset: {', '.join(BUILDERS)}; or a folder or Hub id. Nothing is derived.")
     )
     data_dir: str | None = field(default=None, metadata=_help("Folder of the raw dataset."))
+    streaming: bool = field(
+        default=False,
+        metadata=_help("Read the training images of a Hub id or parquet folder during the run, and store none."),
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata=_help("With --streaming: images, still encoded, from which the next one is drawn.")
+    )
     unlabeled: list[str] | str | None = field(
         default=None,
         metadata=_help("Images without labels, for the teacher: folders, patterns in quotes, or Hub ids."),

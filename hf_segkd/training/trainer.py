@@ -28,17 +28,18 @@ from hf_segkd.training.checkpoints import AtomicCheckpoints, remove_checkpoints
 from hf_segkd.training.checks import check_run
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.distiller import Distiller, build_distiller
-from hf_segkd.training.faults import FiniteWatch, NamedImages, explained
+from hf_segkd.training.faults import FiniteWatch, explained
 from hf_segkd.training.hub_uploads import UploadCheckpoints, UploadsToHub
 from hf_segkd.training.mixing import MixesUnlabeled
 from hf_segkd.training.optim import chain, clip_own_gradients, loss_optimizers
 from hf_segkd.training.processors import whole_image_processor
 from hf_segkd.training.progress import LogLines, ProgressBar
+from hf_segkd.training.streamed import ReadsStreams, data_facts, first_item
 from hf_segkd.training.timing import StepClock, TimeStudent
 from hf_segkd.training.work import StopUnlabeled, WorkDone, check_done
 
 
-class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
+class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentCheckpoints):
     """[`~transformers.Trainer`] for a student, with or without a teacher.
 
     The trained module is a [`~hf_segkd.training.distiller.Distiller`] (student and losses); the teacher stays outside:
@@ -52,7 +53,7 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
         losses (`dict[str, DistillationLoss]`, *optional*): Your own modules; defaults to those of `args.losses`.
         train_dataset, eval_dataset (`torch.utils.data.Dataset`): Items with `pixel_values` (C, h, w) as they are
             stored, mostly uint8 RGB, and int64 `labels` (h, w), e.g. [`~hf_segkd.data.SegmentationDataset`],
-            `teacher_logits` with a stored one.
+            `teacher_logits` with a stored one. To train on, a [`~hf_segkd.data.streaming.StreamedSet`] too.
         processing_class (*optional*): The student's image processor; saved beside it.
         teacher_processing_class (*optional*): The teacher's; defaults to what was saved with the teacher.
         teacher_classes (`dict[str, str | list[str]]`, *optional*): Where names differ, which of the teacher's classes
@@ -90,7 +91,7 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
         if args.channels_last:
             student.to(memory_format=torch.channels_last)
         processing_class = whole_image_processor(processing_class or processor_of(student))
-        first = train_dataset[0]
+        first = first_item(train_dataset)
         size = tuple(first["labels"].shape)
         known = first.get("teacher_logits") if teacher is None else teacher
         if teacher is not None:
@@ -112,9 +113,7 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
         self.eval_scores = {}
         self.train_size = size
         self.finite = FiniteWatch(args.output_dir)
-        images = 0 if eval_dataset is None else len(eval_dataset)
-        data = {"training images": len(train_dataset), "validation images": images, "processes": args.world_size}
-        self.work = WorkDone(data, ignore_index)
+        self.work = WorkDone(data_facts(args, train_dataset, eval_dataset), ignore_index)
         self.allow_changes = False  # of data, when a run is resumed
         self._terms = {}
         self._term_count = 0
@@ -256,9 +255,6 @@ class DistillationTrainer(MixesUnlabeled, UploadsToHub, StudentCheckpoints):
     def evaluate(self, *args, **kwargs):
         with self._shared_statistics(), self._averaged(), self.clock.span("pause", on_host=True):
             return super().evaluate(*args, **kwargs)
-
-    def _get_dataloader(self, dataset, *args, **kwargs):
-        return super()._get_dataloader(NamedImages(dataset), *args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None):
         # Trainer's drop_last, meant for BatchNorm in training, would also leave out the last evaluation images.

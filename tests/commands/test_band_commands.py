@@ -1,11 +1,13 @@
 """Images of many bands, from `prepare` to an exported file, with a teacher of RGB."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from helpers.band_images import FOUR, THIRTEEN, data_flags, pixels, training_flags, write_set
@@ -67,6 +69,24 @@ def test_bands_are_prepared_distilled_scored_predicted_and_exported(names, tmp_p
     card = (tmp_path / "student" / "README.md").read_text()
     assert all(f"| {name} |" in card for name in names) and "np.load" in card and "of uint16" in card
     script("predict").main(["student", *flags, "--format", "overlay", "--output_dir", "overlays", "--device", "cpu"])
+
+
+def test_a_run_on_bands_resumes_to_the_same_bits(tmp_path):
+    """Mean and deviation of the bands are measured again at the start: they must come out as they were."""
+    data = write_set(tmp_path / "data", 4)
+
+    def run(name, *more):
+        steps = ["--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--keep_checkpoints", *more]
+        distill.main(["baseline", *data_flags(data, FOUR), *training_flags(tmp_path / name), *steps])
+        return load_file(tmp_path / name / "checkpoint-4" / "model.safetensors")
+
+    whole = run("whole")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    shutil.copy2(tmp_path / "whole" / "recipe.yaml", tmp_path / "resumed")
+    resumed = run("resumed", "--resume")
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    processors = [(tmp_path / name / "preprocessor_config.json").read_text() for name in ("whole", "resumed")]
+    assert processors[0] == processors[1]
 
 
 def test_a_native_student_of_bands_and_its_processor_load_from_its_folder(tmp_path, rgb_teacher):

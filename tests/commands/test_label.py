@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import hf_segkd
 from helpers import prompt_models
 from helpers.commands import distill, script
 from helpers.own_photos import write_splits
@@ -82,6 +83,23 @@ def test_words_teach_a_student_and_the_card_says_so(kind, folders, photos, tmp_p
     assert report["steps"] == 2 and [*report["per_class_iou"]] == ["other", "crack", "rust"]
     card = (tmp_path / "run" / "README.md").read_text()
     assert "labels came from prompts" in card and "crack: crack, road; rust: rust; everything else: other" in card
+
+
+@pytest.mark.parametrize("kind", prompt_models.KINDS)
+def test_words_fill_a_cache_that_teaches_from_the_command_and_from_python(kind, folders, photos, tmp_path, caplog):
+    """A pass for each prompt at every step is what nobody can pay: the cache must stand for such a teacher too."""
+    caplog.set_level("INFO", "hf_segkd")
+    teacher, cache = described(folders[kind]), str(tmp_path / "cache")
+    argv = ["kd", "--data", str(photos), "--teacher", json.dumps(teacher), "--student", json.dumps(TINY)]
+    report = distill.main([*argv, *FAST, "--teacher_cache", cache, "--output_dir", str(tmp_path / "run")])
+    assert report["stored_teacher"] and report["steps"] == 2 and "teacher" not in report["models"]
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "labels came from prompts" in card and "computed before" in card
+    options = {"crop_size": [32, 32], "max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True}
+    data = {"data": str(photos), "method": "kd", "teacher_cache": cache, "output_dir": tmp_path / "again"}
+    again = hf_segkd.distill(teacher=teacher, student=TINY, **data, **options)
+    assert again.scores["mean_iou"] == report["mean_iou"]
+    assert caplog.text.count("8 of 8 images are not in it yet") == 1 and caplog.text.count("not in it yet") == 1
 
 
 def test_masks_are_written_and_corrected_ones_kept(folders, photos, tmp_path):

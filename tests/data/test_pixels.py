@@ -2,6 +2,7 @@
 
 import io
 import re
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -57,6 +58,18 @@ def test_sixteen_bit_png_and_float_tiff_are_read_by_their_values():
     fractions = (ramp / 4095).astype(np.float32)
     assert np.array_equal(read_pixels(encoded(fractions, "TIFF"))[..., 0], fractions)
     assert np.array_equal(read_pixels(encoded(ramp[None].astype(np.float64)[0], "npy"))[..., 0], ramp)
+
+
+def test_lzw_is_read_or_its_package_named():
+    """What most map programs write; tifffile's own message names a package and not what to do."""
+    buffer = io.BytesIO()
+    ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(buffer, format="TIFF", compression="tiff_lzw")
+    if find_spec("imagecodecs") is not None:
+        assert np.array_equal(read_pixels(buffer.getvalue())[..., 0], ramp)
+        return
+    with pytest.raises(Unreadable, match="LZW compression needs one more package: pip install imagecodecs"):
+        read_pixels(buffer.getvalue())
 
 
 @pytest.mark.parametrize(
