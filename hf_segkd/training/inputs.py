@@ -67,7 +67,8 @@ def _streamed_data(
     check_data(dataset, arguments.check_data)
     place = {"process": rank(), "processes": world_size()}
     train = dataset.stream(transform, seed=seed, shuffle_buffer=arguments.shuffle_buffer, **place)
-    logger.info("Training images are streamed, from %d files in each process; none was checked.", train.files)
+    if rank() == 0:
+        logger.info("Training images are streamed, from %d files in each process; none was checked.", train.files)
     return TrainingData(train, dataset.evaluation_set(seed=seed), [], None, None)
 
 

@@ -4,7 +4,7 @@
     subprocess.run(..., env={**os.environ, **hub.environment(tmp_path, token="hf_alice")})
 
 `HF_ENDPOINT` is read when `huggingface_hub` is imported, so the client runs in a process of its own. Content is kept
-in memory. Not here: Xet, pull requests, byte ranges.
+in memory. Not here: Xet, pull requests.
 """
 
 import base64
@@ -268,6 +268,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "ETag": tag}
         if file.lfs:
             headers |= {"X-Linked-Etag": tag, "X-Linked-Size": str(len(file.content))}
+        part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if part and self.command == "GET":
+            start, stop = int(part[1]), min(int(part[2]) + 1, len(file.content))
+            headers |= {"Content-Range": f"bytes {start}-{stop - 1}/{len(file.content)}"}
+            return self.send(206, file.content[start:stop], headers)
         self.send(200, file.content, headers)
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from itertools import chain, islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader
 
 from dataset_builders import open_dataset
 from helpers.commands import refusal
+from helpers.hub_runs import run
+from helpers.hub_storage import Repository, Stored
+from helpers.local_hub import LocalHub
 from helpers.own_photos import COLUMNS, NAMES, table
 from hf_segkd.commands import distill
 from hf_segkd.data import TrainTransform
@@ -121,3 +125,31 @@ def test_a_stream_without_a_validation_split_is_refused(stored, tmp_path):
     dataset = open_dataset(str(tmp_path), labels=NAMES, streaming=True, cache_dir=str(tmp_path / "cache"), **COLUMNS)
     with pytest.raises(ValueError, match="needs a train and a validation split, and .* has train"):
         str(dataset.splits)
+
+
+STREAM = """
+import json, sys
+from itertools import islice
+from dataset_builders import open_dataset
+from hf_segkd.data import TrainTransform
+dataset = open_dataset("alice/stored", streaming=True, labels=sys.argv[1:4], image_column="photo", label_column="mask")
+stream = dataset.stream(TrainTransform((16, 16)), seed=0, shuffle_buffer=2)
+crops = [item["pixel_values"].shape[1:] for item in islice(stream, 10)]
+print(json.dumps({"crops": len(crops), "files": stream.files, "rows": len(dataset.split("validation"))}))
+"""
+
+
+def test_training_images_of_the_hub_are_streamed_and_not_downloaded(stored, tmp_path):
+    """Whoever streams has no room for the training files; a client that fetched them whole would fill the disk."""
+    hub = LocalHub()
+    files = {f"data/{path.name}": Stored(path.read_bytes(), lfs=True) for path in Path(stored).glob("*.parquet")}
+    hub.repositories["datasets/alice/stored"] = Repository(private=False)
+    hub.repositories["datasets/alice/stored"].commit("main", files)
+    try:
+        done = run(["-c", STREAM, *NAMES], hub.environment(tmp_path / "home"))
+    finally:
+        hub.stop()
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout.splitlines()[-1]) == {"crops": 10, "files": 4, "rows": 4}
+    kept = [path for path in (tmp_path / "home").rglob("*") if path.is_file() and "train" in path.name]
+    assert not kept, "a training file was stored"
