@@ -70,7 +70,7 @@ style: .venv
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,onnx,demo]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,onnx,demo,video]'
 	touch $@
 
 # What only the site and the type checker need; tests do without.

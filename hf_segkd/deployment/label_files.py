@@ -119,7 +119,9 @@ def find_images(sources: Sequence[str | Path], left_out: Collection[Path] = ()) 
             raise ValueError(f"No image at '{source}'. Looked for a file, a folder with images, and a glob.")
         for path in found:
             if images.setdefault(path.stem, path).resolve() != path.resolve():
-                raise ValueError(f"'{images[path.stem]}' and '{path}' would both be written to {path.stem}.png.")
+                raise ValueError(
+                    f"'{images[path.stem]}' and '{path}' would both be written as {path.stem}: rename one."
+                )
     return images
 
 
@@ -165,7 +167,7 @@ def label_path(output_dir: str | Path, name: str, label_format: LabelFormat) -> 
 def write_label_file(picture: Image.Image, path: Path) -> None:
     """Save a picture so that the file is either whole or absent, whatever interrupts the program."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(path) as unfinished:
+    with whole_file(path) as unfinished:
         picture.save(unfinished, format="PNG")
 
 
@@ -177,7 +179,7 @@ def archive_path(output_dir: str | Path, name: str) -> Path:
 def write_archive(paths: Iterable[Path], archive: Path, folder: Path) -> Path:
     """Pack label files, with the folders below `folder` that the server expects, into a new archive."""
     members = [(path, path.relative_to(folder).as_posix()) for path in paths]
-    with _whole(archive) as unfinished:
+    with whole_file(archive) as unfinished:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as file:  # PNGs are compressed already
                 for path, member in members:
@@ -190,7 +192,7 @@ def write_archive(paths: Iterable[Path], archive: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A hidden file beside `path` that becomes `path` when the block has ended well, and goes otherwise."""
     unfinished = path.with_name(f".{path.name}.part")
     try:

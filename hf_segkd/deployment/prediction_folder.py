@@ -107,7 +107,9 @@ def own_files(folder: str | Path) -> set[Path]:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a PNG file is there up to its end."""
+    """Whether a file is there: a PNG up to its end, a clip, which is written beside its place, not empty."""
+    if path.suffix != ".png":
+        return path.is_file() and path.stat().st_size > 0
     if not path.is_file() or path.stat().st_size < len(PNG_END):
         return False
     with path.open("rb") as file:

@@ -118,7 +118,7 @@ def test_photos_held_sideways_are_turned(tmp_path, synthetic_model):
     [
         (["missing"], "No image at"),
         ([], "No images given"),
-        (["a/x.png", "b/x.jpg"], "would both be written to x.png"),
+        (["a/x.png", "b/x.jpg"], "would both be written as x"),
         (["a/x.png", "--format", "cityscapes"], "for models of 19 classes, this one has 10"),
         (["a/x.png", "--dataset", "synthetic"], "image files or a --dataset, not both"),
     ],
