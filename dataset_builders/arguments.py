@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_builders.builders import BUILDERS
-from hf_segkd.recipe import load_yaml
+from hf_segkd.recipe import load_yaml, mapping_or_text
 from hf_segkd.values import did_you_mean
 
 STORED = ("dataset_dict.json", "state.json", "*.parquet", "data/*.parquet")  # what `datasets` writes
@@ -21,14 +21,17 @@ class DataArguments:
     """
 
     dataset_config: dict | str | None = field(
-        default=None, metadata={"help": "Options of the dataset's builder, as JSON: '{\"num_train\": 100}'."}
+        default=None, metadata={"help": "Options of the dataset's builder, as in recipes: '{num_train: 100}'."}
     )
     labels: list[str] | None = field(
         default=None, metadata={"help": "Class names of your own data, or a .txt, .csv, .json or .yaml file of them."}
     )
     label_map: dict | str | None = field(
         default=None,
-        metadata={"help": "Mask values of your own data: JSON, or a .json file, from raw value or color to class."},
+        metadata={
+            "help": "Mask values of your own data, from raw value or color to class: '{0: sky, 7: road}', or a file "
+            "(.json, .yaml)."
+        },
     )
     ignore_index: int | None = field(
         default=None, metadata={"help": "Mask value of unlabeled pixels in your own data (default: 255)."}
@@ -92,6 +95,8 @@ def data_options(arguments: DataArguments | Namespace) -> dict[str, Any]:
     config = flags.pop("dataset_config") or {}
     if isinstance(config, str):
         config = load_yaml(config)
+    if isinstance(flags["label_map"], str):
+        flags["label_map"] = mapping_or_text(flags["label_map"])
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise ValueError(f"dataset_config must be a mapping of options such as '{{seed: 1}}', got {config!r}.")
     return config | {name: value for name, value in flags.items() if value is not None and value is not False}

@@ -8,6 +8,7 @@ from dataset_builders.class_files import SUFFIXES, ClassFile, read_class_file
 from hf_segkd.data.colors import distinct_colors
 from hf_segkd.data.label_map import IGNORE_INDEX, Color, LabelMap
 from hf_segkd.data.specs import DatasetSpec
+from hf_segkd.recipe import load_yaml
 from hf_segkd.values import check_choice
 
 IGNORE = "ignore"
@@ -19,7 +20,8 @@ class Meaning:
 
     Args:
         label_map (`dict` or `str`, *optional*): Raw value, or color as `"#804080"` or `"128,64,128"`, to class name,
-            class id, or `null` (ignored); or a `.json` file that holds it. Without it, raw values are class ids.
+            class id, or `null` (ignored); or a `.json` or `.yaml` file of it. Without it, raw
+            values are class ids.
         ignore_index (`int`, *optional*, defaults to `255`): Raw value of pixels without a label, any whole number.
         zero_is_unlabeled (`bool`, *optional*, defaults to `False`): Whether 0 means "not labeled", so that 1 is the
             first class; `do_reduce_labels` of transformers.
@@ -193,6 +195,8 @@ def _read(file: str, option: str) -> str:
 
 
 def _parse(file: str, text: str) -> dict | list:
+    if Path(file).suffix.lower() in (".yaml", ".yml"):
+        return load_yaml(text)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

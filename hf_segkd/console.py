@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 
 class TrainingFault(RuntimeError):
@@ -25,7 +26,14 @@ def readable_errors(*kinds: type[Exception]) -> Iterator[None]:
     except kinds as error:
         if os.environ.get("HF_SEGKD_TRACEBACK") == "1":
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"{emphasized('error:', sys.stderr)} {error}")
+
+
+def emphasized(text: str, stream: TextIO) -> str:
+    """Text in bold red where `stream` is a terminal that shows colors and nobody has set `NO_COLOR`; else as it is."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\033[1;31m{text}\033[0m"
 
 
 def plain_logs() -> None:

@@ -6,9 +6,10 @@ import argparse
 import sys
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from hf_segkd.values import did_you_mean
+from hf_segkd.console import emphasized
+from hf_segkd.values import closest, did_you_mean
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -27,10 +28,23 @@ class CommandParser(argparse.ArgumentParser):
         # Before argparse, which would report the required flag that a misspelled one was meant to be as missing.
         known = [option for option in self._option_string_actions if option.startswith("--")]
         for word in sys.argv[1:] if args is None else args:
+            if word == "--":
+                break
             name = _underscored(word.partition("=")[0])
-            if word.startswith("--") and len(word) > 2 and not any(_underscored(x).startswith(name) for x in known):
-                self.error(f"unknown option {name}.{did_you_mean(name, known)}")
+            if _is_option(word) and not any(_underscored(x).startswith(name) for x in known):
+                self.error(f"unknown option {word.partition('=')[0]}.{self._hint(name, known)}")
         return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: {emphasized('error:', sys.stderr)} {message}\n")
+
+    def _hint(self, name: str, known: list[str]) -> str:
+        """What an unknown option may have been meant to be: a positional argument, or an option."""
+        positional = [action.dest for action in self._get_positional_actions()]
+        if meant := closest(name.lstrip("-"), positional, cutoff=0.8):
+            return f" '{meant}' is given without a flag: {self.prog} {meant.upper()} ..."
+        return did_you_mean(f"--{name.lstrip('-')}", known)
 
     def parse_known_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args
@@ -66,7 +80,7 @@ def _options(field: Field, hint: Any) -> dict[str, Any]:
         options["metavar"] = field.metadata["metavar"]
     if str in kinds and any(get_origin(kind) is list for kind in kinds):
         return options | {"nargs": "+"}
-    if str in kinds:  # also `dict | str`: JSON text, or the name of a file
+    if str in kinds:  # also `dict | str`: YAML text, or the name of a file
         return options
     kind = kinds[0]
     if get_origin(kind) is Literal:
@@ -91,6 +105,11 @@ def _help(field: Field) -> str:
         return text
     shown = " ".join(map(str, default)) if isinstance(default, tuple | list) else default
     return f"{text.rstrip('.')} (default: {shown})."
+
+
+def _is_option(word: str) -> bool:
+    """Whether a word is an option by its look: `--name`, or `-name`, which argparse would read as letters."""
+    return len(word) > 2 and word[0] == "-" and (word[1] == "-" or word[1:3].isalpha())
 
 
 def _known(word: str, known: dict[str, str]) -> str:

@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
     from hf_segkd.evaluation.profiling import count_macs, hardware_name
     from hf_segkd.evaluation.segmenter import default_device
+    from hf_segkd.reports.tables import aligned_table, markdown_table
 
     arguments.device = arguments.device or default_device()
     arguments.threads = arguments.threads or torch.get_num_threads()
@@ -53,11 +54,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
         f"{arguments.batch_size} x 3 x {size[0]} x {size[1]}, {arguments.device}, {hardware_name(arguments.device)}, "
         f"{arguments.threads} threads, torch {torch.__version__}, {arguments.repeats} passes"
     )
-    text = f"{markdown(rows)}\n{conditions}\n"
-    print(f"\n{text}")
+    head, table = cells(rows)
+    print(f"\n{aligned_table(head, table)}\n{conditions}\n")
     if arguments.output_dir:
         write_json({"conditions": conditions, "rows": rows}, Path(arguments.output_dir) / "benchmark.json")
-        (Path(arguments.output_dir) / "benchmark.md").write_text(text, encoding="utf-8")
+        (Path(arguments.output_dir) / "benchmark.md").write_text(
+            f"{markdown_table(head, table)}\n{conditions}\n", encoding="utf-8"
+        )
     return rows
 
 
@@ -87,18 +90,16 @@ def describe(row: dict) -> str:
     return f"{row['model']} {row['variant']}: p50 {row['p50_ms']:.1f} ms, peak {row['peak_mib']:.0f} MiB"
 
 
-def markdown(rows: list[dict]) -> str:
-    """Table with, behind each number, its ratio to the first row's."""
-    from hf_segkd.reports.tables import markdown_table
-
+def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table with, behind each number, its ratio to the first row's."""
     table = []
     for row in rows:
-        cells = []
+        numbers = []
         for key, _, unit in COLUMNS:
             ratio = "" if row is rows[0] or not rows[0][key] else f" ({row[key] / rows[0][key]:.2f}x)"
-            cells.append(f"{row[key] / unit:.2f}{ratio}")
-        table.append([row["model"], row["variant"], *cells])
-    return markdown_table(["model", "variant", *(title for _, title, _ in COLUMNS)], table)
+            numbers.append(f"{row[key] / unit:.2f}{ratio}")
+        table.append([row["model"], row["variant"], *numbers])
+    return ["model", "variant", *(title for _, title, _ in COLUMNS)], table
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """The command lines: quick to answer --help, and flags that are the fields of dataclasses."""
 
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from helpers.commands import script
 from helpers.paths import ROOT
 from hf_segkd.commands import COMMANDS
+from hf_segkd.console import readable_errors
 from hf_segkd.evaluation.settings import InferenceProtocol
 
 LIGHT = """
@@ -51,3 +53,63 @@ def test_misspelled_required_flag_gets_the_closest(capsys):
     with pytest.raises(SystemExit):
         script("evaluate").parser().parse_args(["model", "--datset", "camvid", "--output_dir", "out"])
     assert "unknown option --datset. Did you mean '--dataset'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command, argv, hint",
+    [
+        ("predict", ["model", "x.png", "-output_dir", "out"], "option -output_dir. Did you mean '--output_dir'?"),
+        ("predict", ["model", "x.png", "--outptu-dir=out"], "option --outptu-dir. Did you mean '--output_dir'?"),
+        ("evaluate", ["--model", "student"], "'models' is given without a flag: hf-segkd evaluate MODELS ..."),
+        ("label", ["--modle", "student"], "'model' is given without a flag: hf-segkd label MODEL ..."),
+    ],
+)
+def test_every_spelling_of_an_option_gets_the_closest(command, argv, hint, capsys):
+    """One dash instead of two was "--output_dir is missing"; `--model` was said to mean `--mode`."""
+    with pytest.raises(SystemExit):
+        script(command).parser().parse_args(argv)
+    assert hint in capsys.readouterr().err
+
+
+def test_values_with_a_dash_are_no_options():
+    """A negative number, or what follows `--`, is not misspelled."""
+    parser = script("evaluate").parser()
+    argv = ["--dataset", "folder", "--output_dir", "out", "--ignore_index", "-1"]
+    assert parser.parse_args(["model", *argv]).ignore_index == -1
+    assert parser.parse_args([*argv, "--", "--odd"]).models == ["--odd"]
+
+
+class Stream(io.StringIO):
+    """A file that says whether it is a terminal."""
+
+    def __init__(self, terminal):
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+@pytest.mark.parametrize(
+    "terminal, variables, colored",
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"TERM": "dumb"}, False),
+    ],
+)
+def test_colors_are_for_terminals_alone(terminal, variables, colored, monkeypatch):
+    """In a log file they are noise; NO_COLOR is how people who cannot read them say so (no-color.org)."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", Stream(terminal))
+    with pytest.raises(SystemExit) as stop, readable_errors():
+        raise ValueError("wrong")
+    assert str(stop.value.code) == ("\033[1;31merror:\033[0m wrong" if colored else "error: wrong")
+    with pytest.raises(SystemExit):
+        script("evaluate").parser().parse_args(["--nonsense"])
+    assert ("\033[1;31merror:" in sys.stderr.getvalue()) == colored and "error:" in sys.stderr.getvalue()

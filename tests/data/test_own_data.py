@@ -103,8 +103,10 @@ def test_raw_values_are_mapped_by_name_id_or_to_nothing(photos, load, tmp_path):
         stem = "site/3" if index == 3 else str(index)
         save(photos / "masks" / f"{stem}.png", raw[np.where(ids(index) == 255, 3, ids(index))].astype(np.uint16))
     (tmp_path / "map.json").write_text(json.dumps({"9": "background", "70": 1, "300": "rust", "0": None}))
-    row = load(photos, label_map=str(tmp_path / "map.json"))[0]
-    assert np.array_equal(np.array(row["annotation"]), ids(int(row["image_id"])))
+    (tmp_path / "map.yaml").write_text("9: background\n70: 1\n300: rust\n0: null\n")
+    for name in ("map.json", "map.yaml"):
+        row = load(photos, label_map=str(tmp_path / name))[0]
+        assert np.array_equal(np.array(row["annotation"]), ids(int(row["image_id"])))
     with pytest.raises(ValueError, match=r"holds the values \[9, 70, 300\]; allowed are 0 to 2 and 255"):
         load(photos, ignore_index=255)
 

@@ -311,6 +311,14 @@ def test_dataset_config_of_every_command_is_read_as_in_recipes(text):
     assert data_options(DataArguments(dataset_config=text)) == {"seed": 1}
 
 
+@pytest.mark.parametrize("text", ["{0: sky, 7: road}", '{"0": "sky", "7": "road"}'])
+def test_label_map_of_every_command_is_read_as_in_recipes(text):
+    """`--help` said "JSON", and the text was taken for the name of a file that does not exist."""
+    found = data_options(DataArguments(label_map=text))["label_map"]
+    assert {int(key): name for key, name in found.items()} == {0: "sky", 7: "road"}
+    assert data_options(DataArguments(label_map="map.json")) == {"label_map": "map.json"}
+
+
 @pytest.mark.parametrize("value", ["seed", "[1]", {0: None}, "{1: 2}"])
 def test_dataset_config_that_is_no_mapping_of_options_is_refused(value):
     """A key that is no word would end as `TypeError: keywords must be strings`."""
