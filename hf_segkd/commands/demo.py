@@ -13,6 +13,7 @@ onnxruntime-web: `npm install onnxruntime-web`.
 from __future__ import annotations
 
 import argparse
+import os
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     """Start the page, or write the Space, as the command line says."""
     arguments = parser().parse_args(argv)
     plain_logs()
-    from hf_segkd.deployment.demo_page import DemoPage, serve, write_space
+    from hf_segkd.deployment.demo_page import DemoPage, serve
+    from hf_segkd.deployment.demo_space import write_space
     from hf_segkd.evaluation.segmenter import Segmenter, default_device
     from hf_segkd.loading.any_model import load_model
     from hf_segkd.loading.bands import check_reads
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with readable_errors():
         if arguments.space:
-            print(write_space(arguments.space, arguments.student, arguments.teacher, examples()))
+            print(write_space(arguments.space, arguments.student, arguments.teacher, card_sample(arguments.student)))
             return
         if arguments.static:
             print(static_page(arguments.student, arguments.teacher, arguments.static, arguments.runtime))
@@ -45,8 +47,9 @@ def main(argv: list[str] | None = None) -> None:
         for title, (_, processor) in loaded.items():
             check_reads(processor, bands, title.lower())
         segmenters = {title: Segmenter(*pair, device=device, bands=bands) for title, pair in loaded.items()}
-        page = DemoPage(segmenters)
-    build = partial(page.build, examples())
+        page = DemoPage(segmenters, {title: short_name(model) for title, model in models.items()})
+        pictures = examples(arguments.student, page.id2label)
+    build = partial(page.build, pictures)
     with readable_errors(ImportError, OSError):  # Gradio is not installed, or the port is taken
         serve(build, server_name=arguments.host, server_port=arguments.port)
 
@@ -59,17 +62,53 @@ def static_page(student: str, teacher: str | None, folder: str, runtime: str, mo
 
     check_runtime(runtime)
     segmenter = Segmenter(*load_model(teacher)) if teacher else None
-    title = model_id or Path(student).stem
-    return write_static_page(folder, *load_model(student), runtime, title, segmenter, examples(), model_id)
+    model, processor = load_model(student)
+    pictures = examples(student, dict(model.config.id2label))
+    title = model_id or short_name(student)
+    return write_static_page(folder, model, processor, runtime, title, segmenter, pictures, model_id)
 
 
-def examples(count: int = 4) -> list:
-    """Street scenes, drawn anew each time: free to be published."""
+def short_name(model: str) -> str:
+    """A Hub id as it is; of a folder or file, its name: where it lies is nobody's business."""
+    path = Path(os.path.abspath(model))
+    if not path.exists():
+        return model
+    return path.stem if path.suffix == ".pth" else path.name
+
+
+def examples(model: str, id2label: dict[int, str], count: int = 4) -> list:
+    """Pictures that fit a model: drawn scenes for one of their classes, else the sample of its card, or none."""
     from PIL import Image
 
+    from dataset_builders import DATASETS
     from dataset_builders.street_scenes import draw_scene
 
-    return [Image.fromarray(draw_scene("test", index, 240, 320, seed=0)[0]) for index in range(count)]
+    if tuple(id2label[index] for index in sorted(id2label)) == DATASETS["synthetic"].labels:
+        return [Image.fromarray(draw_scene("test", index, 240, 320, seed=0)[0]) for index in range(count)]
+    return card_sample(model)
+
+
+def card_sample(model: str) -> list:
+    """The picture that a model's card shows, from its folder or repository, in a list; empty where there is none."""
+    from PIL import Image
+    from transformers.utils import cached_file
+
+    from hf_segkd.deployment.label_files import upright
+    from hf_segkd.reports.card_data import SAMPLE
+
+    if Path(model).is_file():  # an original checkpoint
+        return []
+    try:
+        path = cached_file(
+            model,
+            SAMPLE,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        return [upright(Image.open(path))] if path else []
+    except (OSError, ValueError):  # no repository, or no picture that can be read: a page without examples
+        return []
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from hf_segkd.deployment.demo_page import LONGEST_SIDE, DemoPage
+from hf_segkd.deployment.demo_models import LONGEST_SIDE, DemoModels
 from hf_segkd.deployment.onnx_export import export_onnx, size_multiple
 from hf_segkd.evaluation.segmenter import BaseSegmenter, Segmenter
 from hf_segkd.models import Bands
@@ -80,7 +80,7 @@ def write_static_page(
             "Use the Gradio page: leave --static out."
         )
     models = {"Student": Segmenter(model, processor)} | ({"Teacher": teacher} if teacher else {})
-    page = DemoPage(models)
+    page = DemoModels(models)
     if teacher and len(page.id2label) > 256:
         raise ValueError(f"Stored results hold 256 classes at most, this teacher has {len(page.id2label)}.")
     folder = Path(folder)
@@ -139,7 +139,7 @@ def _model_base64(model: PreTrainedModel, processor: BaseImageProcessor, folder:
     return text
 
 
-def _example(page: DemoPage, picture: Image.Image) -> dict[str, str]:
+def _example(page: DemoModels, picture: Image.Image) -> dict[str, str]:
     result = page.segment(picture)
     example = {"picture": _data_url(result.image)}
     if "Teacher" in result.labels:

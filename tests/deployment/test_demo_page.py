@@ -21,8 +21,12 @@ from PIL import Image
 
 from dataset_builders.street_scenes import draw_scene
 from helpers.band_images import FOUR, SIZE, pixels
+from helpers.commands import script
 from helpers.tiny import LABELS, TINY
-from hf_segkd.deployment.demo_page import LONGEST_SIDE, DemoPage, Segmented, serve, write_space
+from hf_segkd.deployment import demo_page
+from hf_segkd.deployment.demo_models import LONGEST_SIDE, Segmented
+from hf_segkd.deployment.demo_page import DemoPage, serve
+from hf_segkd.deployment.demo_space import write_space
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.bands import student_for_bands
@@ -110,6 +114,93 @@ def test_summary_says_where_the_models_agree(page):
     assert page.summary(shown) == "2 × 2 pixels, the same class on 75.0 % of them"
 
 
+def test_difference_shows_where_the_models_disagree(page):
+    """By hand: one pixel of four, in the second's color; the others pale, whatever their class."""
+    difference = np.asarray(page.difference(result([[0, 0], [0, 1]], [[0, 0], [1, 1]])))
+    assert difference[1, 0].tolist() == list(page.palette[1])
+    assert (difference[[0, 0, 1], [0, 1, 1]] == 193).all(), "0.4 x 100 + 0.6 x 255"
+
+
+def test_slider_compares_each_pair(page, tiny_student):
+    """The wrong way round, the student's faults would be the teacher's."""
+    shown = result([[0, 1], [2, 0]], [[1, 1], [1, 1]])
+    assert page.pairs == [("Teacher", "Student"), ("Image", "Teacher"), ("Image", "Student")]
+    teacher, student = (np.asarray(picture) for picture in page.overlays(shown, 0.5))
+    left, right = page.compared(shown, ("Teacher", "Student"), 0.5)
+    assert np.array_equal(left, teacher) and np.array_equal(right, student)
+    assert page.compared(shown, ("Image", "Student"), 0.5)[0] is shown.image
+    assert DemoPage(pairs(Student=tiny_student)).pairs == [("Image", "Student")]
+
+
+@pytest.mark.parametrize(
+    "times, expected",
+    [
+        ((30, 10), "Student is 3.0 times as fast as Teacher on this image: 10 ms against 30 ms."),
+        ((10, 15), "Student takes 1.5 times as long as Teacher on this image: 15 ms against 10 ms."),
+    ],
+)
+def test_header_says_how_much_faster_the_student_was(page, times, expected):
+    """Why one distills; a slower student must not be called faster."""
+    shown = Segmented(PHOTO, {}, dict(zip(("Teacher", "Student"), map(float, times), strict=True)))
+    assert page.speed(shown) == expected
+
+
+def test_names_of_models_are_shown_as_plain_text(tiny_student):
+    """A folder may be called anything: as Markdown it could load a picture from elsewhere."""
+    pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    page = DemoPage(pairs(Student=tiny_student), {"Student": "![x](https://evil)"})
+    assert page.heading == "Student (![x](https://evil))"
+    components = page.build().get_config_file()["components"]
+    header = next(block["props"].get("value", "") for block in components if block["type"] == "markdown")
+    assert header.startswith("# Student") and "](" not in header and "://" not in header
+
+
+def test_broken_pictures_get_a_readable_message(page, tmp_path):
+    """Gradio opens them before any function of the page is called, and said "Error" alone."""
+    gradio = pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    blocks = page.build()
+    (upload,) = [
+        block for block in blocks.blocks.values() if isinstance(block, gradio.Image) and block.label == "Image"
+    ]
+    assert set(upload.sources) == {"upload", "webcam", "clipboard"}
+    (tmp_path / "notes.png").write_text("no picture")
+    payload = gradio.data_classes.ImageData(path=str(tmp_path / "notes.png"), orig_name="notes.png")
+    with pytest.raises(gradio.Error, match="no picture that can be read"):
+        upload.preprocess(payload)
+    PHOTO.save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    (show, *_) = [event.fn for event in blocks.fns.values() if len(event.outputs) > 4]
+    with pytest.raises(gradio.Error, match="no picture that can be read"):
+        show(Image.open(tmp_path / "cut.jpg"), 0.5, "Teacher | Student")
+    filled = show(PHOTO, 0.5, "Teacher | Student")
+    assert len(filled) == len(show(None, 0.5, "Teacher | Student")) and filled[1].startswith("Student ")
+
+
+def test_a_visitors_clip_is_small_and_short(page, tmp_path, monkeypatch):
+    """An hour of 4K would keep the page busy for days."""
+    pytest.importorskip("av", reason="needs the extra 'video'")
+    monkeypatch.setattr(demo_page, "CLIP_SIDE", 64)
+    monkeypatch.setattr(demo_page, "CLIP_FRAMES", 2)
+    frames = [scene(index, 61, 121) for index in range(3)]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=100)
+    path, written = page.draw_clip(tmp_path / "clip.gif")
+    assert path == str(tmp_path / "classes_clip.gif") and written.startswith("2 frames of 132 x 48")
+
+
+def test_examples_fit_the_model(tmp_path, monkeypatch):
+    """Street scenes for a model of nuclei are nonsense: the picture of its card, or none."""
+    demo = script("demo")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert len(demo.examples("anything", dict(LABELS))) == 4
+    assert demo.examples(str(tmp_path), {0: "background", 1: "nucleus"}) == []
+    (tmp_path / "figures").mkdir()
+    PHOTO.save(tmp_path / "figures" / "sample.png")
+    (sample,) = demo.examples(str(tmp_path), {0: "background", 1: "nucleus"})
+    assert np.array_equal(sample, PHOTO)
+    (tmp_path / "figures" / "sample.png").write_text("no picture")
+    assert demo.examples(str(tmp_path), {0: "background"}) == demo.examples("nobody/nothing", {0: "x"}) == []
+
+
 def test_gradio_takes_the_table_as_it_is(page):
     """A key that it does not know would leave the table empty, without an error."""
     gradio = pytest.importorskip("gradio", reason="needs the extra 'demo'")
@@ -144,7 +235,8 @@ def test_page_is_built_with_two_images_and_a_slider(page):
     """A renamed argument of Gradio would show only when the page is opened."""
     pytest.importorskip("gradio", reason="needs the extra 'demo'")
     components = [block["type"] for block in page.build([PHOTO]).get_config_file()["components"]]
-    assert components.count("image") == 3 and "slider" in components and "dataset" in components
+    assert components.count("image") == 4 and "imageslider" in components, "two results, where they differ"
+    assert "slider" in components and "dataset" in components
 
 
 def test_page_without_gradio_says_what_to_install(page, monkeypatch):

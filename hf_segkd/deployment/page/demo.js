@@ -170,7 +170,7 @@ async function openBlob(blob) {
   try {
     pixels = await decodePicture(blob);
   } catch {
-    say("This file is no picture that the browser can read. Try a JPEG or PNG.");
+    say("This file is no picture that the browser can read, or it is too large. Try a smaller JPEG or PNG.");
     return;
   }
   await segment(pixels);
