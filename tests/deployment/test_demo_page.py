@@ -396,6 +396,12 @@ def test_browser_uploads_an_image_and_sees_both_models(page, tmp_path):
             if screenshot:
                 Image.open(BytesIO(tab.screenshot())).quantize(256).save(screenshot, optimize=True)
             move_slider(tab)
+            look_at_other_tabs(tab)
+            tab.set_viewport_size({"width": 390, "height": 844})
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+            if screenshot:
+                phone = Image.open(BytesIO(tab.screenshot()))
+                phone.quantize(256).save(tmp_path / "phone.png", optimize=True)
             browser.close()
     finally:
         built.close()
@@ -416,6 +422,18 @@ def move_slider(tab):
     before = tab.locator(".result-teacher img").get_attribute("src")
     tab.locator("input[type=range]").fill("1")
     tab.wait_for_function(f"document.querySelector('.result-teacher img').src != {before!r}", timeout=60_000)
+
+
+def look_at_other_tabs(tab):
+    """What compares the models, and the message on a file that is no picture."""
+    for name, pictures in (("Difference", ".difference img"), ("Slider", ".compared img")):
+        tab.get_by_role("tab", name=name).click()
+        tab.locator(pictures).first.wait_for(timeout=60_000)
+    tab.get_by_label("Image | Student").check()
+    tab.locator("button[aria-label='Clear'], button[aria-label='Remove Image']").first.click()
+    notes = {"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"}
+    tab.locator("input[type=file]").first.set_input_files(notes)
+    tab.get_by_text("This file is no picture that can be read").first.wait_for(timeout=60_000)
 
 
 def test_bands_are_uploaded_as_files_and_shown_stretched(tmp_path, tiny_student, tiny_teacher):
