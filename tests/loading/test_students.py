@@ -15,6 +15,7 @@ from transformers import (
 from dataset_builders import DATASETS
 from helpers import golden_models
 from helpers.commands import distill, recipe, refusal
+from helpers.paths import SHARED
 from helpers.tiny import LABELS, TINY
 from hf_segkd.commands import recipes
 from hf_segkd.conversion.imagenet import load_backbone_weights
@@ -76,6 +77,25 @@ def test_classes_of_the_same_name_keep_their_rows(spec, caplog):
             assert torch.equal(value, wanted), key
     assert "from somewhere: other classes" in caplog.text and "rows of 4 of 6 classes are taken by name" in caplog.text
     assert "2 start anew (crack, rust)" in caplog.text
+
+
+def test_a_released_espnetv2_becomes_a_student_of_other_classes(caplog):
+    """The original file, whose names are Cityscapes', for CamVid: six classes agree, five do not."""
+    file = SHARED / "checkpoints" / "espnetv2" / "espnetv2_s_0.5_city_512x256.pth"
+    if not file.is_file():
+        pytest.skip("needs the released files beside the repository: ../shared/checkpoints")
+    caplog.set_level(logging.INFO, "hf_segkd")
+    labels = DATASETS["camvid"].id2label
+    student, _ = load_student(str(file), labels)
+    trained, _ = load_model(str(file))
+    axes = class_axes(trained)
+    kept = [key for key in trained.state_dict() if key not in axes]
+    assert len(kept) > 300 and all(torch.equal(student.state_dict()[x], trained.state_dict()[x]) for x in kept)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert student.eval()(pixel_values=image).logits.shape[1] == len(labels) == 11
+    assert "rows of 6 of 11 classes are taken by name (Sky, Building, Pole, Road, Fence, Car)" in caplog.text
+    assert "5 start anew (Pavement, Tree, SignSymbol, Pedestrian, Bicyclist)" in caplog.text
 
 
 def test_the_same_classes_in_another_order_give_the_same_scores_in_that_order():

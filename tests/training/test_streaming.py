@@ -119,10 +119,11 @@ def test_what_needs_all_images_before_the_first_step_is_refused(stored, tmp_path
     assert re.search(message, refusal(command(stored, "--output_dir", tmp_path / "run", *flags)))
 
 
-def test_a_stream_without_a_validation_split_is_refused(stored, tmp_path):
+def test_a_stream_without_a_validation_split_is_refused(stored, tmp_path_factory):
     """None can be drawn, and a run that validated on training images would look good."""
-    shutil.copy2(f"{stored}/train-00000-of-00004.parquet", tmp_path / "train.parquet")
-    dataset = open_dataset(str(tmp_path), labels=NAMES, streaming=True, cache_dir=str(tmp_path / "cache"), **COLUMNS)
+    folder = tmp_path_factory.mktemp("alone")  # datasets reads splits out of names of folders too
+    shutil.copy2(f"{stored}/train-00000-of-00004.parquet", folder / "train.parquet")
+    dataset = open_dataset(str(folder), labels=NAMES, streaming=True, cache_dir=str(folder / "cache"), **COLUMNS)
     with pytest.raises(ValueError, match="needs a train and a validation split, and .* has train"):
         str(dataset.splits)
 
