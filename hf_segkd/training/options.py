@@ -20,29 +20,30 @@ class InputArguments(DataArguments):
 
     data: str | None = field(
         default=None,
-        metadata=_help("Your own folder, a dataset's name or a Hub id; options not given are then derived from it."),
+        metadata=_help("Your own folder, the name of a dataset, or a Hub id. Options that you leave out are derived."),
     )
     dataset: str | None = field(
-        default=None, metadata=_help(f"Dataset: {', '.join(BUILDERS)}; or a folder or Hub id. Nothing is derived.")
+        default=None, metadata=_help(f"Dataset: {', '.join(BUILDERS)}; or a folder or Hub id. Derives no options.")
     )
     data_dir: str | None = field(default=None, metadata=_help("Folder of the raw dataset."))
     streaming: bool = field(
         default=False,
-        metadata=_help("Read the training images of a Hub id or parquet folder during the run, and store none."),
+        metadata=_help("Read the training images of a Hub id or parquet folder during the run, without storing them."),
     )
     shuffle_buffer: int = field(
-        default=1000, metadata=_help("With --streaming: images, still encoded, from which the next one is drawn.")
+        default=1000, metadata=_help("With --streaming: size of the pool of encoded images from which each is drawn.")
     )
     unlabeled: list[str] | str | None = field(
         default=None,
-        metadata=_help("Images without labels, for the teacher: folders, patterns in quotes, or Hub ids."),
+        metadata=_help("Unlabeled images, which only the teacher labels: folders, quoted patterns, or Hub ids."),
     )
     check_data: Literal["sample", "full", "none"] = field(
-        default="sample", metadata=_help("Files to check before training: 1000 of each split, all, or none.")
+        default="sample",
+        metadata=_help("Files to check first: 1000 per split (sample), all (full), or none."),
     )
     skip_unreadable: bool = field(default=False, metadata=_help("Leave out training images that cannot be read."))
     cache_dir: str | None = field(
-        default=None, metadata=_help("Folder that keeps decoded images, so that training steps need not decode.")
+        default=None, metadata=_help("Folder for decoded images, so that each image is decoded only once.")
     )
     crop_size: list[int] = field(
         default_factory=lambda: [512, 1024], metadata=_help("Height and width of training crops, in pixels.")
@@ -53,7 +54,7 @@ class InputArguments(DataArguments):
     flip: float = field(default=0.5, metadata=_help("Probability of flipping a training image horizontally."))
     interpolation: Literal["antialias", "opencv"] = field(
         default="antialias",
-        metadata=_help("How crops are scaled: with antialiasing, or as OpenCV does (the originals)."),
+        metadata=_help("How crops are resized: with antialiasing, or as OpenCV does (the original code)."),
     )
     cat_max_ratio: float = field(
         default=1.0,
@@ -61,7 +62,7 @@ class InputArguments(DataArguments):
     )
     jitter: dict | str | None = field(
         default=None,
-        metadata=_help("Random colors: '{brightness: 0.5, contrast: 0.5, saturation: 0.5, hue: 0.05}'."),
+        metadata=_help("Random color changes: '{brightness: 0.5, contrast: 0.5, saturation: 0.5, hue: 0.05}'."),
     )
 
     def __post_init__(self):
@@ -89,24 +90,24 @@ class ScriptArguments(InputArguments, TeacherArguments):
     )
     teacher_cache: str | None = field(
         default=None,
-        metadata=_help("Folder with the teacher's predictions for all training images, computed once and read after."),
+        metadata=_help("Folder for the teacher's predictions on all training images: computed once, then reused."),
     )
     cache_only: bool = field(default=False, metadata=_help("Fill teacher_cache and stop."))
     student: dict | str = field(
         metadata=_help(
-            "Student: name of a new one (hf-segkd recipes), folder, Hub id, .pth, '{model_type: espnet, ...}'."
+            "Student: name of a new one (see hf-segkd recipes), folder, Hub id, .pth, '{model_type: espnet, ...}'."
         )
     )
     trust_remote_code: bool = field(
         default=False, metadata=_help("Run the Python code that a model from the Hub brings.")
     )
     license: str | None = field(
-        default=None, metadata=_help("License of the student for its model card, as on the Hub: apache-2.0, ...")
+        default=None, metadata=_help("License for the student's model card, as the Hub spells it: apache-2.0, ...")
     )
     overwrite: bool = field(default=False, metadata=_help("Replace an earlier run in output_dir."))
     resume: bool = field(default=False, metadata=_help("Continue from the newest complete checkpoint in output_dir."))
     resume_with_changes: bool = field(
-        default=False, metadata=_help("Resume although the recipe differs; the card then shows both recipes.")
+        default=False, metadata=_help("Resume even though the recipe differs. The card then shows both recipes.")
     )
 
 
@@ -122,7 +123,7 @@ class DistillationArguments:
     )
     unlabeled_ratio: float | None = field(
         default=None,
-        metadata=_help("Unlabeled images for each labeled one in a batch (default: as they come, shuffled together)."),
+        metadata=_help("Unlabeled images per labeled one in each batch (default: all images shuffled together)."),
     )
     ema_decay: float | None = field(
         default=None, metadata=_help("Evaluate and save a moving average (EMA) of the student's weights, e.g. 0.999.")
@@ -134,21 +135,23 @@ class DistillationArguments:
     output_dir: str | None = field(
         default=None, metadata=_help("Folder for the student, its checkpoints, metrics and figures.")
     )
-    max_steps: int = field(default=-1, metadata=_help("Optimizer steps; if positive, num_train_epochs is not used."))
+    max_steps: int = field(default=-1, metadata=_help("Optimizer steps. If positive, num_train_epochs is ignored."))
     num_train_epochs: float = field(default=3.0, metadata=_help("Passes over the training images."))
     learning_rate: float = field(default=5e-5, metadata=_help("Learning rate at the start."))
     weight_decay: float = field(default=0.0, metadata=_help("Weight decay of the optimizer."))
     per_device_train_batch_size: int = field(default=8, metadata=_help("Training images per device and forward pass."))
     gradient_accumulation_steps: int = field(
-        default=1, metadata=_help("Forward passes whose gradients are summed into one optimizer step.")
+        default=1, metadata=_help("Forward passes per optimizer step; their gradients are accumulated.")
     )
     total_batch_size: int | None = field(
         default=None,
         metadata=_help(
-            "Images per optimizer step that the learning rate was chosen for; a run with others is warned."
+            "Images per optimizer step that the learning rate was tuned for. Another number gives a warning."
         ),
     )
-    per_device_eval_batch_size: int = field(default=1, metadata=_help("Evaluation images per device and pass."))
+    per_device_eval_batch_size: int = field(
+        default=1, metadata=_help("Evaluation images per device at a time.")
+    )
     eval_steps: float | None = field(
         default=0.1, metadata=_help("Steps between evaluations, or a fraction of the run.")
     )
@@ -163,7 +166,7 @@ class DistillationArguments:
         default=False,
         metadata=_help("Store maps with the channels last: faster convolutions on a GPU, and on a CPU with bf16."),
     )
-    use_cpu: bool = field(default=False, metadata=_help("Train on the CPU although there is a GPU."))
+    use_cpu: bool = field(default=False, metadata=_help("Train on the CPU even if there is a GPU."))
     dataloader_num_workers: int = field(default=0, metadata=_help("Processes that read and augment images."))
     push_to_hub: bool = field(default=False, metadata=_help("Upload the finished run to the Hub."))
     hub_model_id: str | None = field(
