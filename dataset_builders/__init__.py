@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from dataset_builders.opened import OpenedDataset
     from hf_segkd.data.specs import DatasetSpec
 
+    DATASETS: dict[str, DatasetSpec]
+
 __all__ = [
     "BUILDERS",
     "DATASETS",

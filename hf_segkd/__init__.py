@@ -7,6 +7,7 @@ happens as soon as somebody else has imported the Auto classes.
 import importlib
 import importlib.abc
 import sys
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class _RegisterModels:
         specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None:
-            spec.loader = _CountingLoader(spec.loader, self)
+            spec.loader = _CountingLoader(spec, self)
         return spec
 
     def register(self) -> None:
@@ -93,15 +94,16 @@ class _RegisterModels:
 class _CountingLoader(importlib.abc.Loader):
     """A module's own loader, and a count of how many modules of transformers are being loaded."""
 
-    def __init__(self, loader, hook: _RegisterModels):
-        self.loader = loader
+    def __init__(self, spec: ModuleSpec, hook: _RegisterModels):
+        self.spec = spec
+        self.loader: Any = spec.loader
         self.hook = hook
 
     def create_module(self, spec):
         return self.loader.create_module(spec)
 
     def exec_module(self, module):
-        module.__spec__.loader = self.loader
+        self.spec.loader = self.loader
         module.__loader__ = self.loader
         self.hook.depth += 1
         try:

@@ -149,9 +149,7 @@ class DistillationArguments:
             "Images per optimizer step that the learning rate was tuned for. Another number gives a warning."
         ),
     )
-    per_device_eval_batch_size: int = field(
-        default=1, metadata=_help("Evaluation images per device at a time.")
-    )
+    per_device_eval_batch_size: int = field(default=1, metadata=_help("Evaluation images per device at a time."))
     eval_steps: float | None = field(
         default=0.1, metadata=_help("Steps between evaluations, or a fraction of the run.")
     )
