@@ -97,10 +97,10 @@ class StreamedDataset(StoredDataset):
         builder = self._builder
         files = builder.config.data_files or {}
         if TRAIN not in files or "validation" not in files:
+            found = ", ".join(map(str, files)) or "none"
             raise ValueError(
-                f"--streaming needs a train and a validation split, and '{self.name}' has "
-                f"{', '.join(files) or 'none'}: without knowing all rows none can be set apart. Store a validation "
-                "split, or leave out --streaming."
+                f"--streaming needs a train and a validation split, and '{self.name}' has {found}: without knowing "
+                "all rows none can be set apart. Store a validation split, or leave out --streaming."
             )
         files = {split: list(paths) for split, paths in files.items() if split != TRAIN}
         features = {} if builder.info.features is None else {"features": builder.info.features}

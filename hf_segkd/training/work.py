@@ -20,11 +20,12 @@ class WorkDone:
     """Counts images and labeled pixels that were trained on, in all processes and before a resume too.
 
     Args:
-        data (`dict[str, int]`): Facts that a resumed run must share with the one before, such as the number of images.
+        data (`dict[str, int | str]`): Facts that a resumed run must share with the one before, such as the number of
+            images.
         ignore_index (`int`): Value of pixels that are not labeled.
     """
 
-    def __init__(self, data: dict[str, int], ignore_index: int):
+    def __init__(self, data: dict[str, int | str], ignore_index: int):
         self.data = data
         self.ignore_index = ignore_index
         self.begin({}, False)
