@@ -175,10 +175,10 @@ class MobileViTStage(nn.Module):
         residual = x = self.downsampling_layer(x)
         x = self.conv_1x1(self.conv_kxk(x))
         size = x.shape[-2:]
-        # Patches to cover the map: sizes that are whole numbers of patches by their formula, which torch.export needs.
-        rows, columns = ((length + PATCH_SIZE - 1) // PATCH_SIZE for length in size)
+        # Patches that cover the map. As a ceiling of negatives, torch.export sees that their pixels are a multiple.
+        rows, columns = (-(-length // PATCH_SIZE) for length in size)
         x = _resize(x, (PATCH_SIZE * rows, PATCH_SIZE * columns))
-        x = self.layernorm(self.transformer(_unfold(x, rows, columns)))
+        x = self.layernorm(self.transformer(_unfold(x)))
         x = self.conv_projection(_resize(_fold(x, rows, columns), size))
         return self.fusion(torch.cat([residual, x], dim=1))
 
@@ -188,15 +188,16 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def _unfold(x: Tensor, rows: int, columns: int) -> Tensor:
+def _unfold(x: Tensor) -> Tensor:
     """`(B, C, h, w)` to `(4B, hw/4, C)`: one sequence for each of the four places in a patch."""
-    x = x.unflatten(3, (columns, PATCH_SIZE)).unflatten(2, (rows, PATCH_SIZE))
-    return x.permute(0, 3, 5, 2, 4, 1).flatten(3, 4).flatten(0, 2)
+    x = F.pixel_unshuffle(x, PATCH_SIZE).unflatten(1, (-1, PATCH_SIZE**2))
+    return x.permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
 
 
 def _fold(x: Tensor, rows: int, columns: int) -> Tensor:
-    x = x.unflatten(1, (rows, columns)).unflatten(0, (-1, PATCH_SIZE, PATCH_SIZE))
-    return x.permute(0, 5, 3, 1, 4, 2).flatten(4, 5).flatten(2, 3)
+    """The inverse of `_unfold`, for maps of `rows` by `columns` patches."""
+    x = x.unflatten(0, (-1, PATCH_SIZE**2)).unflatten(2, (rows, columns))
+    return F.pixel_shuffle(x.permute(0, 4, 1, 2, 3).flatten(1, 2), PATCH_SIZE)
 
 
 class MobileViTEncoder(nn.Module):

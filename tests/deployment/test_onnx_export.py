@@ -265,6 +265,7 @@ def test_crops_keep_to_the_multiple_and_to_the_image():
         *((name, {}) for name in NETWORKS),
         ("segformer", {}),
         ("deeplabv3", {"backbone": "efficientnet_lite0"}),
+        ("deeplabv3", {"backbone": "mobilevit_xxs"}),
     ],
 )
 def test_every_model_exports_for_any_size(model_type, fields, tmp_path):
