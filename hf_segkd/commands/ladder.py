@@ -38,13 +38,14 @@ def main(argv: list[str] | None = None) -> list[dict]:
     """Measure as the command line says and return one row for each student, from the fewest MACs up."""
     arguments = parser().parse_args(argv)
     plain_logs()
-    # The exporter warns of torchvision, which nothing here needs, and of its own use of torch.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
     import torch
 
     from hf_segkd.evaluation.profiling import hardware_name
 
+    # The exporter warns of torchvision, which nothing here needs, and of its own use of torch. Only now, because torch
+    # sets the levels of its loggers when it is imported.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
     arguments.threads = arguments.threads or torch.get_num_threads()
     with readable_errors(ValueError, OSError, ImportError):
         check_positive("budget_ms", arguments.budget_ms)
