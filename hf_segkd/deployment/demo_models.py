@@ -156,7 +156,7 @@ class DemoModels:
         found = [index for index in np.argsort(-total) if total[index]]
         plain = [""] * len(areas)
         return {
-            "headers": ["class", *(f"{title}, % of pixels" for title in result.labels)],
+            "headers": ["class", *(f"{title}, %" for title in result.labels)],
             "data": [[self.id2label[index], *(round(100 * x[index], 1) for x in areas)] for index in found],
             "metadata": {"styling": [[_swatch(self.palette[index]), *plain] for index in found]},
         }

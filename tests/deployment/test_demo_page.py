@@ -102,7 +102,7 @@ def test_opacity_goes_from_the_image_to_the_colors(page):
 def test_table_holds_the_areas_and_colors_of_the_classes_found(page):
     """By hand: three of four pixels and one of four; what nobody predicted has no row."""
     table = page.table(result([[0, 0], [0, 1]], [[0, 0], [1, 1]]))
-    assert table["headers"] == ["class", "Teacher, % of pixels", "Student, % of pixels"]
+    assert table["headers"] == ["class", "Teacher, %", "Student, %"]
     assert table["data"] == [[LABELS[0], 75.0, 50.0], [LABELS[1], 25.0, 50.0]]
     for index, row in enumerate(table["metadata"]["styling"]):
         assert "rgb({}, {}, {})".format(*page.palette[index]) in row[0] and row[1:] == ["", ""]
