@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.trainer_utils import HubStrategy
 from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
@@ -33,8 +30,6 @@ try:
     from transformers import SegformerImageProcessorPil
 except ImportError:  # before 5.4, when the processor without torchvision had the plain name
     from transformers import SegformerImageProcessor as SegformerImageProcessorPil
-
-logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last-checkpoint"
 # Training state, pickles and TensorBoard's logs, which name the machine, stay at home.
@@ -187,66 +182,11 @@ def _place_checkpoint(download: Path, output_dir: Path) -> str:
     return str(target)
 
 
-class CheckpointUploads:
-    """Uploads during training, one after the other in the background; one that fails is logged and training goes on.
-
-    The repository's root always holds the best student so far. `hub_strategy` decides on the training state:
-    `"every_save"` uploads none, `"checkpoint"` the newest to `last-checkpoint`, `"all_checkpoints"` all of them.
-
-    Args:
-        repo_id (`str`): From [`open_repository`].
-        args (`TrainingArguments`): Its `hub_*` fields.
-    """
-
-    def __init__(self, repo_id: str, args: TrainingArguments):
-        self.api, self.repo_id, self.args = HfApi(token=args.hub_token), repo_id, args
-        self.jobs: list[Future] = []
-
-    def start(self, checkpoint: str, best: str, step: int) -> None:
-        """Upload the folders `checkpoint` and `best`, unless the last upload still runs."""
-        strategy = self.args.hub_strategy
-        if strategy == HubStrategy.END or not (self.is_done() or self.args.hub_always_push):
-            return
-        # Trainer's own upload would hold a pickle of its arguments, with the token in it.
-        student = {"allow_patterns": STUDENT_FILES, "ignore_patterns": ["trainer_state.json"]}
-        self.jobs = [self._upload(best, None, step, **student)]
-        if strategy == HubStrategy.CHECKPOINT:
-            self.jobs.append(self._upload(checkpoint, LAST_CHECKPOINT, step))
-        elif strategy == HubStrategy.ALL_CHECKPOINTS:
-            self.jobs.append(self._upload(checkpoint, Path(checkpoint).name, step))
-
-    def _upload(self, folder: str, path_in_repo: str | None, step: int, **patterns) -> Future:
-        job = self.api.upload_folder(
-            repo_id=self.repo_id,
-            folder_path=folder,
-            path_in_repo=path_in_repo,
-            revision=self.args.hub_revision,
-            commit_message=f"Training in progress, step {step}",
-            run_as_future=True,
-            **patterns,
-        )
-        job.add_done_callback(_log_failure)
-        return job
-
-    def is_done(self) -> bool:
-        return all(job.done() for job in self.jobs)
-
-    def wait_until_done(self) -> None:
-        wait(self.jobs)
-
-
-def _log_failure(job: Future) -> None:
-    if job.exception() is not None:
-        kind = type(job.exception()).__name__
-        logger.warning("An upload during training failed (%s); training goes on.", kind)
-
-
 def released_processor(processor: BaseImageProcessor, config: PreTrainedConfig) -> BaseImageProcessor:
     """The image processor to save beside a student: for a native model a native one that does the same.
 
     So the folder of a SegFormer holds no code at all. Ours stays where transformers has no equal: models of this
-    library, BGR images, bands, logits upsampled with aligned
-    corners.
+    library, BGR images, bands, logits upsampled with aligned corners.
 
     Args:
         processor (`BaseImageProcessor`): What the student was trained with.

@@ -61,7 +61,6 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_str)
 dump_text = partial(yaml.dump, Dumper=_Dumper, sort_keys=False, allow_unicode=True)  # what `dump` writes
 
-_BOOL = re.compile(r"^(?:true|True|false|False)$")
 _FLOAT = re.compile(
     r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
 )
@@ -70,7 +69,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+    _class.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
@@ -109,7 +108,7 @@ def parse(
         ValueError: On a missing or malformed recipe, an unknown key (with the closest known one) or a bad value.
     """
     words, flags = _split(argv)
-    fields = {name for cls in dataclass_types for name in _field_names(cls)}
+    fields = {field.name for cls in dataclass_types for field in dataclasses.fields(cls) if field.init}
     recipe: dict[str, Any] = dict(base or {})
     for file in find_recipes(words):
         recipe = merge(recipe, _read(file))
@@ -250,16 +249,15 @@ def _split(argv: list[str]) -> tuple[list[str], list[tuple[str, list[str]]]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    file = str(path)
     try:
         content = load_yaml(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # not text, or not YAML
-        raise ValueError(f"Recipe {file!r}: {error}") from None
+        raise ValueError(f"Recipe {str(path)!r}: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"Recipe {file!r} must hold a mapping of keys, got {type(content).__name__}.")
+        raise ValueError(f"Recipe {str(path)!r} must hold a mapping of keys, got {type(content).__name__}.")
     for key in content:
         if not isinstance(key, str):
-            raise ValueError(f"Recipe {file!r}: the key {key!r} must be a word.")
+            raise ValueError(f"Recipe {str(path)!r}: the key {key!r} must be a word.")
     return content
 
 
@@ -269,10 +267,6 @@ def _check_keys(known: set[str], keys: list[str]) -> None:
         if key not in allowed:
             hint = did_you_mean(key, sorted(known)) or " `hf-segkd distill --help-all` lists all keys."
             raise ValueError(f"Unknown key in the recipe: {key!r}.{hint}")
-
-
-def _field_names(cls: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls) if field.init]
 
 
 def _as_words(key: str, values: list[str]) -> list[str]:

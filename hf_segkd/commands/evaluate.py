@@ -95,7 +95,8 @@ def load(
     import torch
 
     from hf_segkd.evaluation.segmenter import Segmenter
-    from hf_segkd.evaluation.teacher import TeacherDescription, TeacherMember
+    from hf_segkd.evaluation.teacher import TeacherDescription
+    from hf_segkd.evaluation.teacher_member import TeacherMember
     from hf_segkd.loading.bands import check_reads
     from hf_segkd.recipe import mapping_or_text
 

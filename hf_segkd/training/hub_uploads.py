@@ -1,11 +1,17 @@
 """How the trainer pushes: checkpoints while it trains, the finished folder at the end."""
 
+import logging
+from concurrent.futures import Future, wait
 from pathlib import Path
 
-from transformers import Trainer, TrainerCallback
+from huggingface_hub import HfApi
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
-from hf_segkd.hub import CheckpointUploads, open_repository, push_folder
+from hf_segkd.hub import LAST_CHECKPOINT, STUDENT_FILES, open_repository, push_folder
 from hf_segkd.training.checkpoints import PREFIX
+
+logger = logging.getLogger(__name__)
 
 
 class UploadsToHub(Trainer):
@@ -48,3 +54,57 @@ class UploadCheckpoints(TrainerCallback):
             self.trainer.push_in_progress.start(
                 checkpoint, state.best_model_checkpoint or checkpoint, state.global_step
             )
+
+
+class CheckpointUploads:
+    """Uploads during training, one after the other in the background; one that fails is logged and training goes on.
+
+    The repository's root always holds the best student so far. `hub_strategy` decides on the training state:
+    `"every_save"` uploads none, `"checkpoint"` the newest to `last-checkpoint`, `"all_checkpoints"` all of them.
+
+    Args:
+        repo_id (`str`): From [`open_repository`].
+        args (`TrainingArguments`): Its `hub_*` fields.
+    """
+
+    def __init__(self, repo_id: str, args: TrainingArguments):
+        self.api, self.repo_id, self.args = HfApi(token=args.hub_token), repo_id, args
+        self.jobs: list[Future] = []
+
+    def start(self, checkpoint: str, best: str, step: int) -> None:
+        """Upload the folders `checkpoint` and `best`, unless the last upload still runs."""
+        strategy = self.args.hub_strategy
+        if strategy == HubStrategy.END or not (self.is_done() or self.args.hub_always_push):
+            return
+        # Trainer's own upload would hold a pickle of its arguments, with the token in it.
+        student = {"allow_patterns": STUDENT_FILES, "ignore_patterns": ["trainer_state.json"]}
+        self.jobs = [self._upload(best, None, step, **student)]
+        if strategy == HubStrategy.CHECKPOINT:
+            self.jobs.append(self._upload(checkpoint, LAST_CHECKPOINT, step))
+        elif strategy == HubStrategy.ALL_CHECKPOINTS:
+            self.jobs.append(self._upload(checkpoint, Path(checkpoint).name, step))
+
+    def _upload(self, folder: str, path_in_repo: str | None, step: int, **patterns) -> Future:
+        job = self.api.upload_folder(
+            repo_id=self.repo_id,
+            folder_path=folder,
+            path_in_repo=path_in_repo,
+            revision=self.args.hub_revision,
+            commit_message=f"Training in progress, step {step}",
+            run_as_future=True,
+            **patterns,
+        )
+        job.add_done_callback(_log_failure)
+        return job
+
+    def is_done(self) -> bool:
+        return all(job.done() for job in self.jobs)
+
+    def wait_until_done(self) -> None:
+        wait(self.jobs)
+
+
+def _log_failure(job: Future) -> None:
+    if job.exception() is not None:
+        kind = type(job.exception()).__name__
+        logger.warning("An upload during training failed (%s); training goes on.", kind)

@@ -12,8 +12,9 @@ import torch
 from helpers.tiny import LABELS, TINY, TinyScenes
 from hf_segkd.data import teacher_maps
 from hf_segkd.evaluation import teacher_cache
-from hf_segkd.evaluation.teacher import TeacherDescription, TeacherMember
+from hf_segkd.evaluation.teacher import TeacherDescription
 from hf_segkd.evaluation.teacher_cache import TeacherCache, describe
+from hf_segkd.evaluation.teacher_member import TeacherMember
 from hf_segkd.loading.any_model import load_model
 
 IMAGES = 12
