@@ -51,6 +51,7 @@ test-oldest test-newest: test-%: .venv-%/installed
 
 test-slow: .venv
 	$(BIN)/python -m pytest -q -m slow
+	HF_SEGKD_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/commands/test_fuzz.py
 
 # The public names of the package, as a user's type checker sees them.
 types: .venv/installed-docs

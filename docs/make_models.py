@@ -136,17 +136,21 @@ def build(row: Row):
         return load_model(row.spec, id2label={index: str(index) for index in range(row.num_labels)})[0]
 
 
-def line(row: Row) -> str:
+def costs(row: Row) -> tuple[int, int]:
+    """Parameters, and multiply-accumulates of one image of `SIZE`."""
     model = build(row)
+    return model.num_parameters(), count_macs(model, SIZE)
+
+
+def line(row: Row, parameters: int, macs: int) -> str:
     spec = yaml.safe_dump(row.spec, default_flow_style=True, sort_keys=False, width=10**4).strip()
     spec = f"`{spec}`" if len(spec) < 80 else "see `hf_segkd/recipes/pairs`"
     classes = "" if row.num_labels == 19 else f" ({row.num_labels} classes)"
-    macs = f"{count_macs(model, SIZE) / 1e9:.1f}"
-    return f"| {row.name}{classes} | {spec} | {model.num_parameters():,} | {macs} | {row.published} |"
+    return f"| {row.name}{classes} | {spec} | {parameters:,} | {macs / 1e9:.1f} | {row.published} |"
 
 
 def main() -> None:
-    rows = "\n".join(line(row) for row in ROWS)
+    rows = "\n".join(line(row, *costs(row)) for row in ROWS)
     families = "\n".join(f"* {family.name}: checked with {family.checked}" for family in FAMILIES)
     Path(__file__).with_name("models.md").write_text(
         HEADER + rows + "\n" + SOURCES + families + "\n", encoding="utf-8"

@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import gc
 import os
 import tempfile
 
@@ -15,6 +16,7 @@ from helpers.paths import SHARED, TESTS
 from helpers.tiny import LABELS, TINY
 from hf_segkd.commands import distill
 from hf_segkd.loading.any_model import load_model
+from hf_segkd.reports import run_folder
 
 # Files whose tests start processes or train several runs: `make test-fast` leaves them out.
 INTEGRATION = (
@@ -44,6 +46,13 @@ def one_thread():
     torch.set_num_threads(int(os.environ.get("HF_SEGKD_TEST_THREADS", "1")))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_in_libraries():
+    """Trainer collects garbage before it trains, each time through all objects of the imported libraries."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def camvid():
     if not (SHARED / "camvid").is_dir():
@@ -63,10 +72,31 @@ def tiny_teacher():
     return load_model({**TINY, "hidden_sizes": [4, 10, 15], "use_decoder": True}, id2label=LABELS)[0]
 
 
+def leave_out_figures(patch: pytest.MonkeyPatch) -> None:
+    for name in ("write_figures", "write_class_figure", "write_curves"):
+        patch.setattr(run_folder, name, lambda *args: None)
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Runs draw none: that takes as long as a short training, and other tests look at them."""
+    leave_out_figures(monkeypatch)
+
+
 @pytest.fixture(scope="module")
+def module_without_figures():
+    """The same for a module's own fixtures."""
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_figures(patch)
+        yield
+
+
+@pytest.fixture(scope="session")
 def teacher(tmp_path_factory):
-    """Folder of a finished run, whose student is the teacher of other runs."""
+    """Folder of a finished run, whose student is the teacher of other runs. Nobody writes to it."""
     folder = tmp_path_factory.mktemp("teacher")
     student = {**TINY, "hidden_sizes": [4, 10, 15], "use_decoder": True}
-    distill.main([recipe(folder, student=student), "--output_dir", str(folder / "run")])
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_figures(patch)
+        distill.main([recipe(folder, student=student), "--output_dir", str(folder / "run")])
     return str(folder / "run")

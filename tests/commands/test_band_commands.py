@@ -19,7 +19,7 @@ from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.training import faults
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("module_without_figures")]
 RANGE = ["--pixel_range", "0", "4095"]
 SEGFORMER = {"model_type": "segformer", "hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4}
 
@@ -33,7 +33,9 @@ def rgb_teacher(tmp_path_factory):
     return str(folder / "run")
 
 
-@pytest.mark.parametrize("names", [FOUR, THIRTEEN], ids=["4 bands", "13 bands"])
+@pytest.mark.parametrize(
+    "names", [pytest.param(FOUR, id="4 bands"), pytest.param(THIRTEEN, id="13 bands", marks=pytest.mark.slow)]
+)
 def test_bands_are_prepared_distilled_scored_predicted_and_exported(names, tmp_path, rgb_teacher, monkeypatch, capsys):
     """Each command opens images by itself, and any of them may fall back to 8 bits or to three channels."""
     monkeypatch.chdir(tmp_path)

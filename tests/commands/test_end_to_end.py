@@ -16,10 +16,11 @@ from helpers.commands import RECIPE, distill, recipe
 from helpers.paths import ROOT
 from helpers.tiny import TINY
 from hf_segkd.losses import LOSSES
-from hf_segkd.reports import run_folder
+
+pytestmark = pytest.mark.usefixtures("module_without_figures")
 
 METHODS = sorted((ROOT / "hf_segkd" / "recipes" / "methods").glob("*.yaml"))
-STEPS, SHORT = 20, 4
+STEPS, SHORT = 8, 2
 # A discriminator reads logits of at least 64x64, which ESPNet's decoder gives for a crop of that size.
 LARGE_LOGITS = {
     "student": {**TINY, "use_decoder": True},
@@ -47,23 +48,6 @@ def smallest() -> list:
 
 def steps_of(method) -> int:
     return STEPS if method in smallest() else SHORT
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_figures():
-    """They take as long as the training; the tests of the scripts look at them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder, "write_figures", lambda *args: None)
-        patch.setattr(run_folder, "write_class_figure", lambda *args: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    student = {**TINY, "hidden_sizes": [4, 10, 15], "use_decoder": True}
-    distill.main([recipe(folder, student=student), "--output_dir", str(folder / "run")])
-    return str(folder / "run")
 
 
 def unlabeled_images(folder: Path) -> str:

@@ -17,6 +17,8 @@ from hf_segkd.losses import LOSSES
 from hf_segkd.training.checkpoints import last_checkpoint
 from hf_segkd.training.faults import FiniteWatch
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 
 @pytest.fixture
 def tiny_native():

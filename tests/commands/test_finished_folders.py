@@ -17,6 +17,8 @@ from hf_segkd.commands import benchmark, convert, demo, export, push, quickstart
 from hf_segkd.reports.files import model_names
 from hf_segkd.training.finished_run import missing_of_run
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:-10])

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import string
 from inspect import signature
 
@@ -21,7 +22,7 @@ RECIPES = sorted(FOLDER.glob("*/*.yaml"))
 FIELDS = sorted({*distill.ScriptArguments.__dataclass_fields__, *DistillationConfig.__dataclass_fields__})
 GOOD = [str(FOLDER / name) for name in ("datasets/camvid.yaml", "methods/baseline.yaml")]
 GOOD += ["--student", "{model_type: espnet}", "--teacher", "teacher", "--output_dir", "run"]
-EXAMPLES = 2000
+EXAMPLES = int(os.environ.get("HF_SEGKD_FUZZ_EXAMPLES", "200"))  # of each test; `make test-slow` takes 2000
 
 numbers = st.one_of(
     st.integers(-3, 3),

@@ -16,6 +16,8 @@ from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.prompt_teacher import PromptTeacher, load_prompt_teacher
 from hf_segkd.loading.students import resolve_student
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 PROMPTS = prompt_models.PROMPTS
 FAST = ["--crop_size", "32", "32", "--max_steps", "2", "--per_device_train_batch_size", "2", "--use_cpu"]
 

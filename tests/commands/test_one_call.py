@@ -19,6 +19,8 @@ from hf_segkd.recipe import load_yaml
 from hf_segkd.training import derived
 from hf_segkd.training.derived import derive_options
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 SEGFORMER = {
     **{"model_type": "segformer", "hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4},
     "decoder_hidden_size": 8,

@@ -14,6 +14,8 @@ from helpers.paths import ROOT
 from hf_segkd.recipe import parse
 from hf_segkd.training.config import DistillationConfig
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 RECIPES = ROOT / "hf_segkd" / "recipes"
 
 

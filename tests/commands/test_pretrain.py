@@ -26,6 +26,8 @@ from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.feature_teacher import FeatureTeacher, load_feature_teacher
 from hf_segkd.losses import LOSSES
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
 SIZES = {"hidden_sizes": [8, 8, 8, 16], "depths": [1, 1, 1, 1]}
 MOBILE = "{name: mobilenetv3-small, hidden_size: 16}"

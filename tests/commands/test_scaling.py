@@ -24,7 +24,7 @@ def test_accelerate_reads_it(name):
     assert config.num_processes == PROCESSES[name] and config.num_machines == (2 if name == "two_nodes" else 1)
 
 
-@pytest.mark.parametrize("name", ["cpu", "cpu_2_processes"])
+@pytest.mark.parametrize("name", [pytest.param("cpu", marks=pytest.mark.slow), "cpu_2_processes"])
 def test_launch_starts_as_many_processes_as_it_says(name, tmp_path):
     """accelerate's own way of asking for two CPU processes starts one, and says nothing."""
     script = tmp_path / "count.py"

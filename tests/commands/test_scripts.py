@@ -44,6 +44,7 @@ def test_final_folder_is_complete_and_holds_neither_teacher_nor_pickle(finished,
     assert (folder / "model.safetensors").stat().st_size < (Path(teacher) / "model.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 def test_final_student_gives_the_same_logits_in_a_new_process(finished, tmp_path):
     """What was evaluated must be what is released."""
     _, folder = finished
@@ -64,7 +65,7 @@ def test_final_student_gives_the_same_logits_in_a_new_process(finished, tmp_path
         assert torch.equal(model(**inputs).logits, torch.load(tmp_path / "logits.pt", weights_only=True))
 
 
-def test_merged_recipe_alone_repeats_the_run(finished, tmp_path):
+def test_merged_recipe_alone_repeats_the_run(finished, tmp_path, without_figures):
     """The recipe in the folder is the claim; it must give the same numbers."""
     report, folder = finished
     again = distill.main([str(folder / "recipe.yaml"), "--output_dir", str(tmp_path / "again")])
@@ -123,6 +124,7 @@ def test_two_models_are_evaluated_and_compared_in_one_command(finished, teacher,
     assert table[0].split()[1:] == list(reports) and len({len(line) for line in table}) == 1
 
 
+@pytest.mark.slow
 def test_run_stopped_by_sigterm_and_resumed_ends_with_the_same_bits(teacher, tmp_path):
     """Machines are taken away; the run must not notice."""
     given = recipe(tmp_path, max_steps=60, eval_steps=20, save_steps=20, losses={"task": {}, "cwd": {"weight": 3.0}})

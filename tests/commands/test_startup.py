@@ -68,6 +68,7 @@ ORDERS = {
     "a model first": "from transformers import SegformerForSemanticSegmentation; import hf_segkd",
     "a model later": "import hf_segkd; from transformers import SegformerForSemanticSegmentation, Trainer",
 }
+QUICK = {"transformers first", "a model later"}  # one before and one after; each starts a process
 USES = """
 import sys
 folder = sys.argv[1]
@@ -80,7 +81,7 @@ assert type(pipeline("image-segmentation", model=folder).model).__module__ == "h
 """
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in ORDERS])
 def test_importing_the_package_makes_its_models_known(order, folder, tmp_path):
     """README promises it; without, `from_pretrained` asks to run remote code, or knows no such model type."""
     result = child(ORDERS[order] + USES, folder, cwd=tmp_path)
@@ -88,6 +89,7 @@ def test_importing_the_package_makes_its_models_known(order, folder, tmp_path):
     assert "requires torchvision" not in result.stderr
 
 
+@pytest.mark.slow
 def test_config_alone_is_known(folder, tmp_path):
     """A tool that reads only config.json imports no other Auto class."""
     code = "import hf_segkd, sys; from transformers import AutoConfig; AutoConfig.from_pretrained(sys.argv[1])"

@@ -13,6 +13,8 @@ from helpers.own_photos import COLUMNS, NAMES, cut_off, table, write_splits
 from helpers.tiny import TINY
 from hf_segkd.training.inputs import InputArguments, training_data
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 
 @pytest.fixture
 def photos(tmp_path):

@@ -16,6 +16,8 @@ from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.class_map import class_names, map_classes
 from hf_segkd.models.espnetv2 import ESPNetv2Config, ESPNetv2ForSemanticSegmentation
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 CITYSCAPES, VOC = DATASETS["cityscapes"], DATASETS["voc_aug"]
 RELEASED = sorted(case["file"] for case in golden_espnetv2.cases().values())
 PHOTO = torch.linspace(-1, 1, 3 * 32 * 48).view(1, 3, 32, 48)

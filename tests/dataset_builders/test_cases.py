@@ -28,7 +28,10 @@ LABELS = ["--labels", str(CASES / "labels.txt")]
 FAST = ["--crop_size", "32", "32", "--per_device_train_batch_size", "2", "--max_steps", "1", "--eval_steps", "1"]
 FAST += ["--save_steps", "1", "--use_cpu", "--student.model_type", "espnet", "--student.use_decoder", "false"]
 FAST += ["--student.hidden_sizes", "[4, 10, 10]", "--student.depths", "[1, 1]"]
-pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="needs the folder beside the repository: ../shared/cases")
+pytestmark = [
+    pytest.mark.skipif(not CASES.is_dir(), reason="needs the folder beside the repository: ../shared/cases"),
+    pytest.mark.usefixtures("module_without_figures"),
+]
 
 
 @pytest.fixture

@@ -246,6 +246,7 @@ def test_page_without_gradio_says_what_to_install(page, monkeypatch):
         page.build()
 
 
+@pytest.mark.slow
 def test_space_runs_from_its_folder_alone(tmp_path):
     """A Space has neither this repository nor a published package: app.py must find all it imports."""
     pytest.importorskip("gradio", reason="needs the extra 'demo'")

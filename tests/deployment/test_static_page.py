@@ -16,9 +16,7 @@ import yaml
 from PIL import Image
 
 from dataset_builders.street_scenes import draw_scene
-from helpers.hub_runs import run
 from helpers.javascript import chromium, npm_package
-from helpers.local_hub import LocalHub
 from helpers.tiny import LABELS, TINY
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
@@ -156,25 +154,17 @@ def test_push_uploads_the_page_of_the_student(models, tmp_path, monkeypatch):
         uploaded.update(facts=facts_of(Path(folder)), repo_id=repo_id)
         return "address"
 
+    def export(model, processor, path):
+        path.write_bytes(b"what the folder's own tests look at")
+        return path
+
+    monkeypatch.setattr(static_page, "export_onnx", export)
     monkeypatch.setattr("hf_segkd.hub.push_static_space", upload)
     runtime = fake_runtime(tmp_path / "runtime")
     arguments = SimpleNamespace(folder=str(tmp_path / "student"), runtime=str(runtime), private=False)
     assert push.push_page(arguments, "user/student", None) == "address"
     assert uploaded["repo_id"] == uploaded["facts"]["title"] == "user/student"
     assert uploaded["facts"]["classes"] == list(LABELS.values())
-
-
-def test_static_space_is_made_and_filled(tmp_path):
-    """A Space of another kind would look for a program to start."""
-    hub = LocalHub()
-    (tmp_path / "page").mkdir()
-    (tmp_path / "page" / "index.html").write_text("<p>page</p>")
-    code = "import sys; from hf_segkd.hub import push_static_space; print(push_static_space(*sys.argv[1:]))"
-    done = run(["-c", code, tmp_path / "page", "alice/student"], hub.environment(tmp_path))
-    hub.stop()
-    assert done.returncode == 0, done.stdout
-    assert hub.files("spaces/alice/student")["index.html"] == b"<p>page</p>"
-    assert hub.spaces["alice/student"] == "static"
 
 
 def status(tab, pattern, timeout=120_000):

@@ -141,6 +141,7 @@ if state.num_processes > 1:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_count_seven_images_once_each(tmp_path):
     """A padded sampler would count the first image twice, as all four original repositories do."""
     (tmp_path / "run.py").write_text(TWO_PROCESSES)

@@ -25,6 +25,8 @@ from hf_segkd.training.checks import check_teacher
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.options import ScriptArguments
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 CLASSES = ("road", "car", "sky")
 IMAGE = torch.randint(0, 256, (1, 3, 48, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 BGR = {"do_rescale": False, "image_mean": [104.0, 117.0, 123.0], "image_std": [1.0, 1.0, 1.0]}

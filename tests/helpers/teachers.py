@@ -111,7 +111,7 @@ def trainer_for(folder, teacher, losses, own=None, **options):
     student = load_model(STUDENT, id2label=LABELS)[0]
     args = DistillationConfig(
         losses=losses,
-        **{"output_dir": str(folder), "use_cpu": True, "disable_tqdm": True, "max_steps": 2, "logging_steps": 1},
+        **{"output_dir": str(folder), "use_cpu": True, "disable_tqdm": True, "max_steps": 1, "logging_steps": 1},
         **{"per_device_train_batch_size": 2, "learning_rate": 0.01, "load_best_model_at_end": False},
         **{"eval_strategy": "no", "save_strategy": "no"},
         **options,

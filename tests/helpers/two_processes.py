@@ -16,7 +16,7 @@ from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.distiller import Distiller
 from hf_segkd.training.trainer import DistillationTrainer
 
-STEPS = 20
+STEPS = 6
 # 4x4 maps have 16 pixels, so that all pixels of a class enter its queue; queues that no step fills, all of it keys.
 WHOLE_MEMORY = {"pixel_memory": 1500, "pixel_samples": 1500, "region_memory": 150, "region_samples": 150}
 CASES = {name: (name, {}) for name in LOSSES} | {

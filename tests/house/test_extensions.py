@@ -73,6 +73,7 @@ def test_an_added_loss_is_held_to_the_contract_of_all(extended):
     assert passed >= 6
 
 
+@pytest.mark.slow
 def test_the_three_train_together_by_their_names(extended, tmp_path):
     """What needs a further place would fail here, or not be found by its name."""
     random = np.random.default_rng(0)

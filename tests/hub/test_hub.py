@@ -103,6 +103,7 @@ def test_token_is_in_no_file_and_no_log(hub, pushed):
     assert not any(b"hf_alice" in content for content in contents)
 
 
+@pytest.mark.slow
 def test_pull_without_the_package_gives_the_trainers_logits(hub, pushed, tmp_path):
     """The snippets of the card, in a process that has never heard of hf_segkd, are what a user does first."""
     folder, _ = pushed
@@ -114,6 +115,7 @@ def test_pull_without_the_package_gives_the_trainers_logits(hub, pushed, tmp_pat
     assert_same_logits(tmp_path / "alice_student.pt", logits_of(folder))
 
 
+@pytest.mark.slow
 def test_resumed_from_the_hub_on_another_machine_ends_with_the_same_bits(hub, pushed, tmp_path):
     """Rented machines take their disk along when they go."""
     stored = hub.repositories["models/alice/student"]
@@ -132,6 +134,7 @@ def test_resumed_from_the_hub_on_another_machine_ends_with_the_same_bits(hub, pu
     assert 'revision="other"' in files["README.md"].decode() and files.keys() > RELEASED
 
 
+@pytest.mark.slow
 def test_teacher_from_the_hub_is_pinned_to_its_commit(hub, pushed, tmp_path):
     """`main` of tomorrow is another teacher; the recipe must say which one it was."""
     argv = [DISTILL, recipe(tmp_path, losses={"task": {}, "kd": {}}, max_steps=2), "--teacher", "alice/student"]
@@ -143,6 +146,7 @@ def test_teacher_from_the_hub_is_pinned_to_its_commit(hub, pushed, tmp_path):
     assert f"distilled from [alice/student](https://huggingface.co/alice/student/tree/{sha})" in card
 
 
+@pytest.mark.slow
 def test_dataset_goes_through_the_hub_unchanged(hub, tmp_path):
     """Prepared data is shared between machines the same way; its label maps must not be re-encoded."""
     program = """
@@ -167,6 +171,7 @@ for split in sorted(rows):
 # ---- failures -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_refused_credentials_stop_a_run_before_it_trains(hub, tmp_path):
     """Finding out after the last step costs the night."""
     program = """
@@ -191,6 +196,7 @@ for token, name in (("hf_wrong", "new"), ("hf_alice", "bob/student"), ("hf_reade
     assert not any((tmp_path / "run").iterdir())
 
 
+@pytest.mark.slow
 def test_upload_that_breaks_off_loses_nothing_and_the_printed_command_finishes_it(hub, tmp_path):
     """The first answer to a lost upload must not be a second training."""
     options = {"push_to_hub": True, "hub_model_id": "broken", "hub_strategy": "end", "max_steps": 1, "eval_steps": 1}
@@ -213,6 +219,7 @@ def test_upload_that_breaks_off_loses_nothing_and_the_printed_command_finishes_i
     assert hub.files("models/alice/broken").keys() == expected
 
 
+@pytest.mark.slow
 def test_failed_upload_during_training_does_not_stop_it(hub, tmp_path):
     """The Hub's bad minute is no reason to lose an hour; the last upload brings everything anyway."""
     hub.fail("POST /api/models/alice/bumpy/preupload/main", 403, times=1)
@@ -226,6 +233,7 @@ def test_failed_upload_during_training_does_not_stop_it(hub, tmp_path):
 # ---- use without the package ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_saved_models_of_every_kind_load_without_the_package(tmp_path):
     """A model file that imports from the package instead of its siblings breaks only on the users' machines."""
     Image.new("RGB", (64, 48), (90, 120, 30)).save(tmp_path / "image.png")

@@ -12,6 +12,8 @@ from helpers.commands import RECIPE, distill, recipe, script
 from helpers.tiny import LABELS
 from hf_segkd.loading.any_model import load_model
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 TINY_RESNET = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "layer_type": "basic"}
 BACKBONE = {"model_type": "resnet", **TINY_RESNET}
 PHOTO = torch.randint(256, (3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

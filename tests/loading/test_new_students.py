@@ -104,9 +104,11 @@ def test_what_a_new_student_cannot_be_is_refused(fields, message):
         load_model(SEGFORMER | fields, LABELS)
 
 
-@pytest.mark.parametrize("align_corners", [True, False])
-def test_segformer_scores_the_same_everywhere_whichever_way_it_upsamples(align_corners, tmp_path):
-    """transformers has no such field: trainer, folder, evaluation and file could each upsample in their own way."""
+SCENES = TinyScenes(count=4, size=56)
+
+
+def trained(align_corners, tmp_path):
+    """A SegFormer as its folder has it after two steps, its processor, and its score in the trainer."""
     torch.manual_seed(0)
     model, processor = load_model(SEGFORMER | {"align_corners": align_corners}, LABELS)
     args = DistillationConfig(
@@ -114,23 +116,34 @@ def test_segformer_scores_the_same_everywhere_whichever_way_it_upsamples(align_c
     )
     args.eval_strategy = args.save_strategy = "no"
     args.load_best_model_at_end = False
-    scenes = TinyScenes(count=4, size=56)
     trainer = DistillationTrainer(
-        model, args=args, train_dataset=scenes, eval_dataset=scenes, processing_class=processor
+        model, args=args, train_dataset=SCENES, eval_dataset=SCENES, processing_class=processor
     )
     trainer.train()
     expected = trainer.evaluate()["eval_mean_iou"]
     trainer.save_model(str(tmp_path / "student"))
-    student, saved = load_model(str(tmp_path / "student"))
+    return *load_model(str(tmp_path / "student")), expected
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_segformer_scores_the_same_everywhere_whichever_way_it_upsamples(align_corners, tmp_path):
+    """transformers has no such field: trainer, folder and evaluation could each upsample in their own way."""
+    student, saved, expected = trained(align_corners, tmp_path)
     assert student.config.align_corners is align_corners
     assert getattr(saved, "align_corners", False) is align_corners
-    assert scores(evaluate(Segmenter(student, saved), scenes).matrix)["mean_iou"] == pytest.approx(expected, abs=1e-6)
+    assert scores(evaluate(Segmenter(student, saved), SCENES).matrix)["mean_iou"] == pytest.approx(expected, abs=1e-6)
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_segformers_file_scores_as_its_folder_whichever_way_it_upsamples(align_corners, tmp_path):
+    """A file upsamples by itself, too."""
     pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
     from hf_segkd.deployment.onnx_export import export_onnx
     from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter
 
+    student, saved, expected = trained(align_corners, tmp_path)
     file = export_onnx(student, saved, tmp_path / "model.onnx")
     # A tie in thousands of pixels may fall the other way in another runtime.
-    found = evaluate(OnnxSegmenter(str(file)), scenes).scores()["mean_iou"]
+    found = evaluate(OnnxSegmenter(str(file)), SCENES).scores()["mean_iou"]
     assert found == pytest.approx(expected, abs=1e-3)

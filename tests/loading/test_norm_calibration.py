@@ -18,6 +18,8 @@ from hf_segkd.loading.norm_calibration import calibrate_folded_norms
 from hf_segkd.models import InputNormalization
 from hf_segkd.models.mobilenetv2 import MobileNetV2Backbone, MobileNetV2Config
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 CHANNELS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
 STRIDES = {2: 2, 4: 2, 7: 2, 14: 2}
 ALL_STAGES = ["stem", *(f"stage{index}" for index in range(1, 7))]

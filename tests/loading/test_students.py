@@ -24,6 +24,8 @@ from hf_segkd.loading.student_names import STUDENTS, student_fields
 from hf_segkd.loading.students import class_axes, give_classes, load_student, resolve_student
 from hf_segkd.models import BACKBONES
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 OWN = {0: "crack", 1: "Sky", 2: "roads", 3: "rust"}
 SEGFORMER = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
 RESNET = {"model_type": "segkd_resnet", "stem_width": 8, "depths": [1] * 4, "hidden_sizes": [8] * 4}

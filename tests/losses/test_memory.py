@@ -35,6 +35,8 @@ COUNTS = {
     "KD, K=150": (0, 0.61, 6),
     "task with upsampling, K=150": (None, 0.02, 34),
 }
+# Seconds each, and of the same kernels as the others.
+COSTLY = {"CIRKD memory, its bank", "CIRKDv2, its context block", "CSKD PAM, whole map", "CIRKD mini-batch 128/256"}
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_memory_grows_with_the_map_not_with_its_square(name):
     assert large < 2.5 * small, f"{small} -> {large} bytes"
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in COSTLY else x for x in COUNTS])
 def test_counts_stay_what_they_are(name):
     """The benchmarks run by hand; between two of them a loss could grow slow or large."""
     torch.set_num_threads(1)  # Matrix products hold a buffer per thread, which is counted.

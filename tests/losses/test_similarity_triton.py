@@ -13,6 +13,7 @@ from hf_segkd.losses.functional import similarity
 from hf_segkd.losses.functional.similarity import image_pair_kl
 
 
+@pytest.mark.slow
 def test_kernels_are_right_in_the_interpreter():
     """The cases of two files; in its own process, because Triton decides when it is imported. Warnings are errors."""
     pytest.importorskip("triton")

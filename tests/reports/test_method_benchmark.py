@@ -2,11 +2,12 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from helpers.commands import recipe, script
+from helpers.commands import distill, recipe, script
 from helpers.paths import ROOT
 from hf_segkd.evaluation.comparison import paired_bootstrap, paired_gain
 from hf_segkd.reports.method_benchmark import changed_keys, read_results, results_table, write_results
@@ -90,13 +91,22 @@ def test_a_changed_setting_is_named_and_a_pinned_teacher_is_none():
     assert changed_keys({"teacher_revision": "abc", "output_dir": "a"}, {"resume": True, "output_dir": "b"}) == []
 
 
+def trained_here(command, **options):
+    """What the command of a run does, without a process of its own."""
+    assert command[1:4] == ["-m", "hf_segkd", "distill"]
+    distill.main(command[4:])
+    return SimpleNamespace(returncode=0)
+
+
 @pytest.fixture(scope="module")
-def queue_of_runs(tmp_path_factory, teacher):
-    """Baseline and KD with one seed on synthetic scenes, through the script."""
+def queue_of_runs(tmp_path_factory, teacher, module_without_figures):
+    """Baseline and KD with one seed on synthetic scenes, through the script; the runs are trained in this process."""
     folder = tmp_path_factory.mktemp("benchmark")
     data = recipe(folder, max_steps=2, eval_steps=1, save_steps=1, losses={})
     options = ["--teacher", teacher, "--output_dir", str(folder / "out"), "--split", "test"]
-    failed = benchmark.main([data, "--methods", "baseline", "kd", "--seeds", "0", *options])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark.subprocess, "run", trained_here)
+        failed = benchmark.main([data, "--methods", "baseline", "kd", "--seeds", "0", *options])
     return failed, data, options, folder / "out"
 
 

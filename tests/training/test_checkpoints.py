@@ -59,12 +59,14 @@ def python(*arguments) -> str:
     return run.stdout
 
 
-@pytest.mark.parametrize("moments", [MOMENTS, pytest.param(ALL_MOMENTS, marks=pytest.mark.slow)], ids=["3", "60"])
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [MOMENTS, ALL_MOMENTS], ids=["3", "60"])
 def test_run_killed_at_any_moment_resumes_to_the_same_bits(tmp_path, moments):
     """A machine that is taken away asks nobody; also not a process that is writing a checkpoint just then."""
     check_interrupted(tmp_path, moments)
 
 
+@pytest.mark.slow
 def test_signal_to_one_of_two_processes_stops_both_and_resumes_to_the_same_bits(tmp_path):
     """One process waited for the other for ever, or was aborted unsaved; 3 of 7 skewed signals lost the run."""
     check_interrupted(tmp_path, ["2:SIGTERM:0.35:rank=1", "2:SIGUSR1:0.5:skew=100:twice"])
@@ -82,6 +84,7 @@ def check_interrupted(folder, moments):
         assert set(run["resumed"]) == {0} and run["difference"] == 0.0, run
 
 
+@pytest.mark.slow
 def test_two_processes_share_their_statistics_and_resume_to_the_same_bits(tmp_path):
     """Each process counts the statistics of its own images, and draws from a generator of its own."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -12,6 +12,8 @@ from helpers.own_photos import save
 from hf_segkd.commands import distill
 from hf_segkd.training.class_weights import class_weights, count_pixels, resolve_class_weights
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 FAST = ["--crop_size", "32", "32", "--per_device_train_batch_size", "2", "--max_steps", "1", "--eval_steps", "1"]
 FAST += ["--save_steps", "1", "--use_cpu", "--student.model_type", "espnet", "--student.use_decoder", "false"]
 FAST += ["--student.hidden_sizes", "[4, 10, 10]", "--student.depths", "[1, 1]"]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -28,6 +29,9 @@ DIFFERENT = {
 # What relates images, or fills its queue, of the whole batch at once: parts of it one after another do not. And the
 # discriminator's spectral norms, which go one iteration on with every pass.
 TOGETHER = {case for case in CASES if "gather" in case or "whole" in case} | {"adversarial"}
+
+
+alone = cache(train)  # several tests compare with this process's training of the whole batch
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +64,13 @@ def test_weights_and_queues_are_equal_in_both_processes(case, processes):
 def test_two_processes_with_half_the_batch_train_as_one_with_the_whole(case, processes):
     """Otherwise a published recipe means something else on every number of devices."""
     # 1e-11: float64, a few steps of sums in another order.
-    assert distance(train(case)["parameters"], processes[0][case]["parameters"]) < 1e-11
+    assert distance(alone(case)["parameters"], processes[0][case]["parameters"]) < 1e-11
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case in DIFFERENT])
 def test_where_two_processes_train_differently_the_docstring_says_so(case, processes):
     """A user who adds a device must know that the method changes; a fixed method must leave the table."""
-    assert distance(train(case)["parameters"], processes[0][case]["parameters"]) > 1e-6
+    assert distance(alone(case)["parameters"], processes[0][case]["parameters"]) > 1e-6
     text = " ".join(LOSSES[CASES[case][0]].__doc__.split())
     assert "two processes with half the batch each" in text.lower()
 
@@ -74,7 +78,7 @@ def test_where_two_processes_train_differently_the_docstring_says_so(case, proce
 @pytest.mark.parametrize("case", [case for case in CASES if case != "cskd, gather"])  # it refuses parts of two images
 def test_accumulated_parts_train_as_the_whole_batch_where_two_processes_do(case):
     """A recipe for a large device must mean the same on a small one; what `gather` relates must be there at once."""
-    whole, parts = train(case)["parameters"], train(case, accumulation=2)["parameters"]
+    whole, parts = alone(case)["parameters"], train(case, accumulation=2)["parameters"]
     alike = case not in DIFFERENT and case not in TOGETHER
     assert (distance(whole, parts) < 1e-11) == alike
 

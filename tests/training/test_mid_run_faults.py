@@ -132,7 +132,7 @@ def test_output_folder_that_is_deleted_is_made_again(tmp_path, monkeypatch, capl
     assert json.loads((folder / "metrics.json").read_text())["steps"] == 4
 
 
-def test_output_folder_that_is_deleted_after_training_is_made_again(tmp_path, monkeypatch):
+def test_output_folder_that_is_deleted_after_training_is_made_again(tmp_path, monkeypatch, without_figures):
     """The best checkpoint is gone with it: the student of the last step is still in memory."""
     folder = tmp_path / "run"
     evaluate = DistillationTrainer.evaluate
@@ -149,11 +149,20 @@ def test_output_folder_that_is_deleted_after_training_is_made_again(tmp_path, mo
     assert {"model.safetensors", "metrics.json", "recipe.yaml"} <= {path.name for path in folder.iterdir()}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, module_without_figures):
+    """Folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    distill.main([recipe(folder), "--output_dir", str(folder / "run")])
+    return folder / "run"
+
+
 @pytest.mark.parametrize("room", [1, 4096, 8_000])
-def test_full_disk_at_the_end_keeps_the_checkpoints_and_resumes_to_the_same_student(tmp_path, monkeypatch, room):
+def test_full_disk_at_the_end_keeps_the_checkpoints_and_resumes_to_the_same_student(
+    tmp_path, monkeypatch, room, whole, without_figures
+):
     """A day of training, and the last second had no room for the folder."""
     options = [recipe(tmp_path), "--output_dir"]
-    distill.main([*options, str(tmp_path / "whole")])
     folder = tmp_path / "run"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = DistillationTrainer.save_student
@@ -172,7 +181,7 @@ def test_full_disk_at_the_end_keeps_the_checkpoints_and_resumes_to_the_same_stud
     monkeypatch.setattr(DistillationTrainer, "save_student", save)
     report = distill.main([*options, str(folder), "--resume"])
     assert report["steps"] == 4 and not (folder / "checkpoint-4").exists()
-    assert equal(load_file(folder / "model.safetensors"), load_file(tmp_path / "whole" / "model.safetensors"))
+    assert equal(load_file(folder / "model.safetensors"), load_file(whole / "model.safetensors"))
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
@@ -198,7 +207,7 @@ def test_patch_students_are_asked_for_the_size_of_validation_images(model_type):
     [TINY, {"model_type": "pspnet", "backbone": "mobilenetv2"}, {"model_type": "dpt", "image_size": 64}],
     ids=["espnet", "pspnet", "dpt"],
 )
-def test_tiny_crops_are_trained_on_or_refused_before_training(tmp_path, student, monkeypatch):
+def test_tiny_crops_are_trained_on_or_refused_before_training(tmp_path, student, monkeypatch, without_figures):
     """`crop_size 7 7` ended in `Kernel size can't be greater than actual input size` at the first step."""
     begun = []
     at_step(monkeypatch, 1, lambda: begun.append(1))

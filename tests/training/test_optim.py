@@ -172,7 +172,13 @@ def test_accumulated_steps_step_the_discriminator_once(tmp_path, tiny_teacher):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"constant_learning_rate": True}, {"condition_on_image": True}],
+    [
+        {},
+        *(
+            pytest.param({name: True}, marks=pytest.mark.slow)
+            for name in ("constant_learning_rate", "condition_on_image")
+        ),
+    ],
     ids=lambda x: next(iter(x), "plain"),
 )
 def test_resumed_game_ends_with_the_same_bits(options, tmp_path, tiny_teacher):

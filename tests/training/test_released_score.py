@@ -23,6 +23,8 @@ from hf_segkd.evaluation.confusion import confusion_matrix, scores
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.recipe import dump
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 
 def segformer(folder):
     """As on the Hub: resizes to 512x512, shifts the labels, and knows its classes by number only."""

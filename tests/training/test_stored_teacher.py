@@ -16,6 +16,8 @@ from hf_segkd.losses import LOSSES
 from hf_segkd.models import SegmentationOutput
 from hf_segkd.training.resume import check_same_recipe
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 ON_LOGITS = {"task": {}, "kd": {}, "cwd_logits": {"type": "cwd", "layer": "logits", "weight": 3.0}, "dist": {}}
 ABLE = [name for name in LOSSES if LOSSES[name].teacher_fields({"layer": "logits"}) == ("logits",)]
 

@@ -11,6 +11,8 @@ from helpers.loss_cases import build, labels_for, pair
 from helpers.own_photos import picture, save
 from hf_segkd.commands import distill
 
+pytestmark = pytest.mark.usefixtures("module_without_figures")
+
 
 @pytest.fixture
 def photos(tmp_path):
