@@ -12,8 +12,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hf_segkd.data.transforms import collate
 from hf_segkd.distributed import average
-from hf_segkd.evaluation.confusion import confusion_matrices, scores
-from hf_segkd.evaluation.inference import upsampled_argmax
 from hf_segkd.evaluation.profiling import peak_memory_mib
 from hf_segkd.loading.class_map import class_names, map_classes, shared_classes
 from hf_segkd.loading.finite import check_finite
@@ -28,6 +26,7 @@ from hf_segkd.training.checkpoints import AtomicCheckpoints, remove_checkpoints
 from hf_segkd.training.checks import check_run
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.distiller import Distiller, build_distiller
+from hf_segkd.training.evaluating import ScoresByMatrices
 from hf_segkd.training.faults import FiniteWatch, explained
 from hf_segkd.training.hub_uploads import UploadCheckpoints, UploadsToHub
 from hf_segkd.training.mixing import MixesUnlabeled
@@ -39,7 +38,7 @@ from hf_segkd.training.timing import StepClock, TimeStudent
 from hf_segkd.training.work import StopUnlabeled, WorkDone, check_done
 
 
-class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentCheckpoints):
+class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentCheckpoints, ScoresByMatrices):
     """[`~transformers.Trainer`] for a student, with or without a teacher.
 
     The trained module is a [`~hf_segkd.training.distiller.Distiller`] (student and losses); the teacher stays outside:
@@ -249,38 +248,6 @@ class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentChe
     def get_decay_parameter_names(self, model):
         # One parameter group, norms and biases included, as in all the original repositories.
         return [name for name, _ in model.named_parameters()]
-
-    # ---- evaluation: confusion matrices instead of logits --------------------------------------------------------
-
-    def evaluate(self, *args, **kwargs):
-        with self._shared_statistics(), self._averaged(), self.clock.span("pause", on_host=True):
-            return super().evaluate(*args, **kwargs)
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        # Trainer's drop_last, meant for BatchNorm in training, would also leave out the last evaluation images.
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = drop_last
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._prepare_inputs(inputs)
-        labels = inputs["labels"]
-        with torch.no_grad(), self.accelerator.autocast():
-            logits = self.accelerator.unwrap_model(self.model).predict(inputs["pixel_values"])
-        predicted = upsampled_argmax(logits, labels.shape[-2:], self.align_corners)
-        matrices = confusion_matrices(predicted, labels, self.num_labels, self.ignore_index)
-        return None, matrices, labels.new_zeros(len(labels))
-
-    def _add_to_metrics(self, prediction, compute_result: bool) -> dict[str, float]:
-        self.eval_matrix = self.eval_matrix + prediction.predictions.sum(dim=0).cpu()
-        if not compute_result:
-            return {}
-        self.last_matrix = self.eval_matrix
-        self.eval_matrix = 0
-        self.eval_scores = scores(self.last_matrix)
-        return {key: float(value) for key, value in self.eval_scores.items() if not key.startswith("per_category")}
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
