@@ -147,9 +147,12 @@ class PairBuilder(datasets.GeneratorBasedBuilder):
         return datasets.DatasetInfo(description=self.__doc__, features=datasets.Features(features))
 
     def _split_generators(self, dl_manager):
-        return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"pairs": pairs}) for split, pairs in self.pairs.items()
-        ]
+        generators = []
+        for split, pairs in self.pairs.items():
+            generator = datasets.SplitGenerator(name=split, gen_kwargs={"pairs": pairs})
+            generator.split_info.num_examples = len(pairs)  # the bar shows the time left
+            generators.append(generator)
+        return generators
 
     def _generate_examples(self, pairs):
         lookup = self.label_map(self.config)

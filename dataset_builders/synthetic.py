@@ -70,10 +70,12 @@ class Synthetic(datasets.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         counts = (self.config.num_train, self.config.num_validation, self.config.num_test)
-        return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"split": split, "indices": list(range(count))})
-            for split, count in zip(SPLITS, counts, strict=True)
-        ]
+        generators = []
+        for split, count in zip(SPLITS, counts, strict=True):
+            generator = datasets.SplitGenerator(name=split, gen_kwargs={"split": split, "indices": list(range(count))})
+            generator.split_info.num_examples = count  # the bar shows the time left
+            generators.append(generator)
+        return generators
 
     def _generate_examples(self, split, indices):
         for index in indices:

@@ -37,13 +37,18 @@ def emphasized(text: str, stream: TextIO) -> str:
 
 
 def plain_logs() -> None:
-    """Show what the library reports, and no progress bars in a log file, where they are carriage returns."""
+    """Show what the library reports, and of the bars of other libraries, on a terminal, those of long work."""
     import datasets
     import transformers
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
     logging.basicConfig(format="%(message)s")
     for package in ("hf_segkd", "dataset_builders"):
         logging.getLogger(package).setLevel(logging.INFO)
-    if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()
+    downloads_are_shown = not are_progress_bars_disabled()
+    # Weights are read and written in a moment, in the middle of a bar of ours. This hides downloads too.
+    transformers.logging.disable_progress_bar()
+    if not sys.stderr.isatty():  # in a log file, bars are carriage returns
         datasets.disable_progress_bars()
+    elif downloads_are_shown:
+        enable_progress_bars()

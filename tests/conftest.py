@@ -20,17 +20,12 @@ from hf_segkd.reports import run_folder
 
 # Files whose tests start processes or train several runs: `make test-fast` leaves them out.
 INTEGRATION = (
-    *("commands/", "hub/", "conversion/test_conversion.py", "dataset_builders/test_builders.py"),
-    *(
-        "evaluation/test_evaluation.py",
-        "deployment/",
-        "reports/",
-        "house/test_docs.py",
-        "house/test_benchmarks.py",
-        "house/test_extensions.py",
-    ),
-    *("loading/test_loading.py", "losses/test_memory.py", "losses/test_similarity_triton.py"),
-    *("data/test_transforms.py", "training/"),
+    *("commands/", "conversion/", "deployment/", "hub/", "loading/", "reports/", "training/"),
+    *("data/test_transforms.py", "evaluation/test_evaluation.py", "evaluation/test_teacher.py"),
+    *("dataset_builders/test_builders.py", "dataset_builders/test_cases.py", "dataset_builders/test_completeness.py"),
+    *("house/test_benchmarks.py", "house/test_docs.py", "house/test_extensions.py", "house/test_trajectories.py"),
+    *("losses/test_adversarial.py", "losses/test_memory.py", "losses/test_similarity_triton.py"),
+    *("models/test_espnetv2.py", "models/test_released_code.py"),
 )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from transformers.utils.logging import tqdm
+from tqdm import tqdm
 
 THREADS = min(16, os.cpu_count() or 1)  # decoding pictures and hashing release Python's lock
 

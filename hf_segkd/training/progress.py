@@ -6,6 +6,7 @@ import logging
 import time
 from datetime import timedelta
 
+from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -13,14 +14,25 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressBar(ProgressCallback):
-    """Trainer's bar, which also shows the last loss and mIoU."""
+    """One bar for the steps of training, with the last loss and mIoU, and one for an evaluation while it lasts.
+
+    `Trainer`'s own bar writes each entry of its log above itself, as a dictionary: `training_log.json` holds them.
+    """
 
     def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
         self.shown = {}
+        self.current_step = state.global_step
+        if state.is_world_process_zero:
+            steps = {"total": state.max_steps, "initial": state.global_step}  # resumed: the time left is of the rest
+            self.training_bar = tqdm(**steps, desc="training", unit="step", dynamic_ncols=True)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if state.is_world_process_zero and self.prediction_bar is None:
+            batches = len(eval_dataloader)
+            self.prediction_bar = tqdm(total=batches, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True)
+        super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        super().on_log(args, state, control, logs=logs, **kwargs)
         if self.training_bar is None:
             return
         if "loss" in logs:

@@ -106,8 +106,8 @@ def test_tensorboard_gets_every_term(tmp_path, tiny_student, tiny_teacher, monke
     assert {"train/loss_task", "train/loss_kd", "train/loss_cwd"} <= set(tags)
 
 
-def test_progress_bar_shows_loss_and_miou(tmp_path, tiny_student):
-    """The two numbers one looks for scroll away between the others."""
+def test_progress_bar_shows_loss_and_miou(tmp_path, tiny_student, capsys):
+    """The two numbers one looks for scroll away between the others, which the log's file holds."""
     trainer = trainer_for(tmp_path, tiny_student, disable_tqdm=False, load_best_model_at_end=False)
     bars = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, ProgressCallback)]
     assert [type(bar) for bar in bars] == [ProgressBar]
@@ -121,6 +121,8 @@ def test_progress_bar_shows_loss_and_miou(tmp_path, tiny_student):
     trainer.train()
     loss, score = entries(trainer)[2]["loss"], trainer.state.log_history[2]["eval_mean_iou"]
     assert shown[3] == f"loss={loss:.4g}, mIoU={100 * score:.2f} %"
+    drawn = capsys.readouterr().err
+    assert "training: 100%" in drawn and "evaluating: 100%" in drawn and "{" not in drawn
 
 
 # ---- warnings ------------------------------------------------------------------------------------------------------
