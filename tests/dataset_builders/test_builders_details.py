@@ -26,13 +26,12 @@ def test_cityscapes_maps_each_of_the_35_official_ids(tmp_path):
 
 def test_bar_of_a_preparation_knows_its_end(tmp_path):
     """Without the number of images it shows no time left."""
-    folder = write(tmp_path / "data", cityscapes())
-    made = [
-        builder_class("synthetic")(cache_dir=str(tmp_path / "cache"), num_train=4, num_validation=3, num_test=2),
-        builder_class("cityscapes")(cache_dir=str(tmp_path / "cache"), data_dir=str(folder)),
-    ]
-    expected = [4, 3, 2], [len(pairs) for pairs in made[1].pairs.values()]
-    for builder, counts in zip(made, expected, strict=True):
+    folder, cache = write(tmp_path / "data", cityscapes()), str(tmp_path / "cache")
+    drawn = builder_class("synthetic")(cache_dir=cache, num_train=4, num_validation=3, num_test=2)
+    found = builder_class("cityscapes")(cache_dir=cache)
+    found.pairs = found.find_pairs(str(folder), found.config)
+    expected = [4, 3, 2], [len(pairs) for pairs in found.pairs.values()]
+    for builder, counts in zip((drawn, found), expected, strict=True):
         assert [x.split_info.num_examples for x in builder._split_generators(None)] == counts
 
 

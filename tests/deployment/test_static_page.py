@@ -45,6 +45,11 @@ def fake_runtime(folder):
     return folder
 
 
+def no_export(model, processor, path):
+    path.write_bytes(b"in place of a model")
+    return path
+
+
 @pytest.fixture(scope="module")
 def models():
     """A student and a teacher of the same classes."""
@@ -58,13 +63,15 @@ def models():
 
 @pytest.fixture(scope="module")
 def written(models, tmp_path_factory):
-    """The page beside a runtime that is none."""
+    """The page beside a runtime that is none, of a file that is no model: browsers load the real one."""
     folder = tmp_path_factory.mktemp("static")
     student, teacher = models
     runtime = fake_runtime(folder / "runtime")
     examples = [scene(1, 40, 56), scene(2, 48, 33)]
     options = {"teacher": Segmenter(*teacher), "examples": examples, "model_id": "user/student"}
-    return static_page.write_static_page(folder / "page", *student, runtime, 'a "student": #1', **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(static_page, "export_onnx", no_export)
+        return static_page.write_static_page(folder / "page", *student, runtime, 'a "student": #1', **options)
 
 
 def facts_of(folder):
@@ -154,11 +161,7 @@ def test_push_uploads_the_page_of_the_student(models, tmp_path, monkeypatch):
         uploaded.update(facts=facts_of(Path(folder)), repo_id=repo_id)
         return "address"
 
-    def export(model, processor, path):
-        path.write_bytes(b"what the folder's own tests look at")
-        return path
-
-    monkeypatch.setattr(static_page, "export_onnx", export)
+    monkeypatch.setattr(static_page, "export_onnx", no_export)
     monkeypatch.setattr("hf_segkd.hub.push_static_space", upload)
     runtime = fake_runtime(tmp_path / "runtime")
     arguments = SimpleNamespace(folder=str(tmp_path / "student"), runtime=str(runtime), private=False)

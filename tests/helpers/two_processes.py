@@ -16,7 +16,7 @@ from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.distiller import Distiller
 from hf_segkd.training.trainer import DistillationTrainer
 
-STEPS = 6
+STEPS, SMALL = 6, 4  # two steps on maps of more than 4x4: a discriminator takes a second for each
 # 4x4 maps have 16 pixels, so that all pixels of a class enter its queue; queues that no step fills, all of it keys.
 WHOLE_MEMORY = {"pixel_memory": 1500, "pixel_samples": 1500, "region_memory": 150, "region_samples": 150}
 CASES = {name: (name, {}) for name in LOSSES} | {
@@ -42,7 +42,7 @@ def local_images(case: str) -> int:
 def batches(case: str, size: int):
     """The batches of all processes together: as many labeled pixels in each image."""
     generator = torch.Generator().manual_seed(0)
-    for _ in range(STEPS):
+    for _ in range(STEPS if size == SMALL else 2):
         shape = (2 * local_images(case), 3, size, size)
         pixel_values = torch.randn(shape, generator=generator, dtype=torch.float64)
         labels = torch.randint(0, K, (len(pixel_values), 4 * size, 4 * size), generator=generator)
@@ -56,7 +56,7 @@ def train(case: str, accumulation: int = 1) -> dict[str, dict[str, torch.Tensor]
     With `accumulation`, a batch is taken in that many parts, whose gradients are averaged before the step.
     """
     name, options = CASES[case]
-    size = max(4, LOSSES[name].min_side)
+    size = max(SMALL, LOSSES[name].min_side)
     student, teacher = TinyNet(STUDENT_CHANNELS, seed=1).double(), TinyNet(TEACHER_CHANNELS, seed=2).double()
     losses = {"task": build("task", size=size), name: build(name, size=size, **options)}
     distiller = freeze_batch_norm(Distiller(student, losses).double())

@@ -37,6 +37,7 @@ def test_a_folder_released_before_gives_the_same_logits(load):
     assert torch.allclose(logits, expected(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_its_own_code_gives_them_too_where_the_package_is_absent(tmp_path):
     """Strangers load the folder with nothing but transformers."""
     shutil.copytree(RELEASED, tmp_path / "released")
