@@ -1,4 +1,4 @@
-"""Files of a raw dataset, in folders or inside zip archives: found without opening any, read where they lie."""
+"""Files of a raw dataset, in folders or zip archives; listed without opening them and read in place."""
 
 import io
 import os
@@ -132,7 +132,7 @@ class Part:
         return f"{folders} (or {self.archive})" if self.archive else folders
 
     def sources(self, root: Path) -> list[Path]:
-        """The first of folders and archive that exists below `root`; empty when none does."""
+        """The first folder or archive that exists below `root`; empty if none does."""
         candidates = [root / folder for folder in self.folders]
         found = [path for path in candidates if path.is_dir()]
         if self.archive and (root / self.archive).is_file():

@@ -93,7 +93,7 @@ class FolderConfig(datasets.BuilderConfig):
 
     @cached_property
     def contents(self) -> "FolderContents":
-        """What `data_dir` holds, looked at once."""
+        """Contents of `data_dir`, listed once."""
         return FolderContents(check_folder(self.data_dir, Folder.TITLE, "images/ and masks/", Folder.PAGE), self)
 
 

@@ -42,7 +42,7 @@ Keyed = dict[str, tuple[RawFile, RawFile | None]]
 
 
 class Layout(NamedTuple):
-    """Where images and masks lie: keys of both are equal where they belong together."""
+    """Places of images and masks; an image and its mask have the same key."""
 
     name: str
     image: Pattern
@@ -114,7 +114,7 @@ def pair_layouts(layouts: list[Layout], files: dict[str, RawFile], fraction: flo
 
 
 def draw_validation(pairs: Keyed, fraction: float, seed: int) -> tuple[Keyed, Keyed]:
-    """Train and validation part of `pairs`: those whose hash is low validate, and at least one does either.
+    """Split `pairs` into training and validation by hash, with at least one image in each.
 
     Copies that Roboflow augmented, `name.rf.HASH`, stay together.
     """

@@ -70,7 +70,7 @@ class OpenedDataset(ABC):
 
     @property
     def bands(self) -> Bands | None:
-        """What images hold that are not 8-bit RGB, as one of them is stored; `None` where they are.
+        """Bands and type of images that are not 8-bit RGB; `None` for 8-bit RGB.
 
         Raises:
             `ValueError`: If the names do not fit, or the image cannot be read.

@@ -15,7 +15,7 @@ WILDCARDS = "*?["
 
 
 def unlabeled_images(sources: str | Sequence[str]) -> datasets.Dataset:
-    """Find images that only a teacher says something about.
+    """Find images without labels, for the teacher.
 
     Args:
         sources (`str` or `list[str]`): Each a folder, with all that lies below it; a pattern such as

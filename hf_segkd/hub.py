@@ -1,4 +1,4 @@
-"""The Hub: what is uploaded of a run, what is downloaded to go on with it, and readable errors for both."""
+"""Uploads to and downloads from the Hub, with readable errors."""
 
 from __future__ import annotations
 

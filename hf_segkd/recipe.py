@@ -139,7 +139,7 @@ def parse(
 
 
 def _parser(dataclass_types: tuple[type, ...], hints: dict[str, Any], recipe: dict[str, Any]):
-    """A parser of all fields, whose defaults are what the recipe says; it raises what argparse would print."""
+    """A parser of all fields with the recipe's values as defaults; raises errors instead of printing them."""
     from transformers import HfArgumentParser
 
     parser = HfArgumentParser(dataclass_types, allow_abbrev=False, add_help=False)

@@ -1,4 +1,4 @@
-"""Whether a value of a recipe is one that an annotation allows, and what a misspelled name was meant to be."""
+"""Type checks for recipe values, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_license(license: str | None) -> None:
 
 
 def without_paths(value: Any) -> Any:
-    """A value from YAML or JSON in which each path that leads out of the folder is shortened to its last part.
+    """Copy of a YAML or JSON value with absolute paths shortened to their last part.
 
     Absolute ones and those from the home folder name a machine and a user; names relative to the folder do not.
     """

@@ -1,4 +1,4 @@
-"""Train all methods with several seeds on one budget; tabulate what each gains over the baseline, and what it costs.
+"""Train several methods with several seeds on the same budget and tabulate gain over the baseline and cost.
 
     hf-segkd benchmark camvid_released \
         --methods baseline kd cwd_logits kd_cwd --seeds 0 1 --split test --output_dir runs/bench \
@@ -39,7 +39,7 @@ SCORING = threading.Lock()  # runs on several GPUs train side by side, but are s
 
 @dataclass(frozen=True)
 class Run:
-    """One training of the queue: what `distill.py` gets, and its script's arguments as it will read them."""
+    """One run of the queue: the arguments for `distill`, as given and as parsed."""
 
     method: str
     seed: int
@@ -49,7 +49,7 @@ class Run:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Work the queue off and write the table; returns how many runs failed."""
+    """Run the queue and write the table; returns the number of failed runs."""
     options, flags = parser().parse_known_args(argv)
     plain_logs()
     with readable_errors():
@@ -201,7 +201,7 @@ def log_file(run: Run) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line of this command; what it does not know is left for `distill`."""
+    """Command line of this command; unknown options are passed on to `distill`."""
     parser = CommandParser("benchmark", __doc__, allow_abbrev=False)
     add = parser.add_argument
     add("recipes", nargs="*", help="recipes of data and pair")

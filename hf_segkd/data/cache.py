@@ -117,7 +117,7 @@ def _pixel_bytes(channels: int, dtype: str) -> dict[str, int]:
 
 
 def decoded_size(rows: datasets.Dataset, bands: Bands | None = None) -> int:
-    """Bytes that the decoded rows take, from the headers of the images alone where they have one."""
+    """Size of the decoded rows in bytes, read from the image headers where possible."""
     images = rows.with_format(None).select_columns("image").cast_column("image", datasets.Image(decode=False))
 
     def pixels(index: int) -> int:

@@ -1,4 +1,4 @@
-"""What is wrong with the files of a dataset: every problem of every file looked at, found before training."""
+"""Problems in the files of a dataset, found before training."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def label_path(output_dir: str | Path, name: str, label_format: LabelFormat) -> 
 
 
 def write_label_file(picture: Image.Image, path: Path) -> None:
-    """Save a picture so that the file is either whole or absent, whatever interrupts the program."""
+    """Save a picture atomically: the file is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as unfinished:
         picture.save(unfinished, format="PNG")
@@ -193,7 +193,7 @@ def write_archive(paths: Iterable[Path], archive: Path, folder: Path) -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A hidden file beside `path` that becomes `path` when the block has ended well, and goes otherwise."""
+    """A hidden temporary file that replaces `path` if the block succeeds and is removed if it fails."""
     unfinished = path.with_name(f".{path.name}.part")
     try:
         yield unfinished

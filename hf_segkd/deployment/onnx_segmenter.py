@@ -1,4 +1,4 @@
-"""Exported files at work: label maps, how far they are from PyTorch's, scores and time."""
+"""Running exported files: label maps, agreement with PyTorch, scores and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of predictions: which model made what of which image, and what may be replaced there."""
+"""The folder of predictions: which model made which file, and which files may be replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page that runs a model in the browser: a folder of files, which needs neither a server nor a network."""
+"""A folder with a web page that runs a model in the browser, without a server or network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boundary IoU: how well the contours of the classes agree, where mean IoU sees mostly interiors."""
+"""Boundary IoU: agreement of class contours; mean IoU is dominated by interiors."""
 
 import math
 

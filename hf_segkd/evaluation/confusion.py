@@ -55,7 +55,7 @@ def _fits_bytes(values: Tensor) -> bool:
 
 
 def _count_bytes(predictions: Tensor, references: Tensor, num_labels: int, ignore_index: int) -> tuple[Tensor, bool]:
-    """Histogram of all pairs of bytes, of which the matrix is a corner: no pixel needs to be compared or selected."""
+    """Histogram of all byte pairs; the matrix is its top-left corner, so that no pixel has to be filtered."""
     pairs = torch.zeros(BYTES * BYTES, dtype=torch.int64, device=references.device)
     for prediction, reference in _chunks(predictions, references):
         pairs += torch.bincount(reference.int() * BYTES + prediction, minlength=BYTES * BYTES)

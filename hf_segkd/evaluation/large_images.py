@@ -92,7 +92,7 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def window_side(estimate: Callable[[tuple[int, int]], int], limit: int = MEMORY_LIMIT) -> int:
-    """Side of the largest square window that takes half the limit, pixels; the smallest where none does.
+    """Side in pixels of the largest square window that fits into half the limit; the smallest if none fits.
 
     The other half is for the image itself, its label map, and what a kernel takes beside its result.
     """

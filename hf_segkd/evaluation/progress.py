@@ -1,4 +1,4 @@
-"""How far a loop has come: a bar on a terminal, else a readable line now and then."""
+"""Progress of a loop: a bar on a terminal, otherwise an occasional line."""
 
 from __future__ import annotations
 

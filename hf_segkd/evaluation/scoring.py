@@ -21,7 +21,7 @@ from hf_segkd.evaluation.segmenter import BaseSegmenter
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was counted on a dataset, from which every score is read.
+    """Counts over a dataset, from which all scores are derived.
 
     Args:
         matrix (`torch.Tensor` of shape `(K, K)`): int64 pixels, rows = reference, columns = prediction.

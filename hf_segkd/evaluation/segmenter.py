@@ -25,7 +25,7 @@ WHOLE = InferenceProtocol()
 
 
 class BaseSegmenter(ABC):
-    """What is called with images and returns their label maps.
+    """Base class: called with images, returns their label maps.
 
     A subclass sets `id2label` (`dict[int, str]`), the names of its classes, and `bands`, what its images hold where
     they are not 8-bit RGB.

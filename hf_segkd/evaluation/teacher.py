@@ -1,4 +1,4 @@
-"""What teaches: one model, or several models and views of an image as one."""
+"""The teacher: one model, or an average of several models and views."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BYTES_PLUS_ONE = SegmentationImageProcessor(do_rescale=False, image_mean=[-1.0] 
 
 @dataclass(frozen=True)
 class TeacherDescription:
-    """All that says what a teacher answers; training, evaluation and the teacher cache read the same one.
+    """Complete description of a teacher, shared by training, evaluation and the teacher cache.
 
     Args:
         members (`tuple[TeacherMember, ...]`): The models.
@@ -199,7 +199,7 @@ class TeacherEnsemble(PreTrainedModel):
         return logits if self.description.average == "logits" else logits.softmax(dim=1)
 
     def _same_grid(self, view: View) -> bool:
-        """Whether corners mean the same to a view and to the result; else the way leads through the image."""
+        """Whether view and result agree on align_corners; otherwise the view is resampled through the image's size."""
         return view.align_corners == self.config.align_corners
 
     def _grid(self, image_size: tuple[int, int], seen: list[View]) -> tuple[int, int]:
@@ -210,7 +210,7 @@ class TeacherEnsemble(PreTrainedModel):
 
 
 def pin_teacher(arguments: TeacherArguments, recipe: dict[str, Any]) -> None:
-    """Replace branches and tags of teachers from the Hub by commits: a branch moves on, a recipe must not.
+    """Replace branches and tags of Hub teachers by commits, so that the recipe stays reproducible.
 
     Args:
         arguments (`TeacherArguments`): Changed in place.

@@ -39,7 +39,7 @@ TEACHER_FILES = ("*.safetensors", "*.bin", "config.json", "preprocessor_config.j
 def describe(
     teacher: TeacherDescription, labels: tuple[str, ...], dtype: str = "float32", bands: Bands | None = None
 ) -> dict[str, Any]:
-    """All that decides what a teacher answers, as `teacher.json` keeps it.
+    """Everything that determines a teacher's predictions, as stored in `teacher.json`.
 
     Args:
         teacher (`TeacherDescription`): Models, weights and views.
@@ -161,7 +161,7 @@ class TeacherCache:
         logger.info("Teacher cache: %d maps; KL to the teacher itself, mean of %d: %s", len(keys), len(errors), shown)
 
     def _work(self, waiting: list[range], keys: list[str], missing: set[int], runner: _Runner):
-        """Compute chunk after chunk that nobody else is at; yields once for each map."""
+        """Compute the chunks that no other process is working on; yields once per map."""
         patience = 0.01
         while waiting:
             busy = []

@@ -103,7 +103,7 @@ def map_classes(
 def shared_classes(
     labels: Sequence[str], mapping: Mapping[str, str | Sequence[str] | None] | str | None
 ) -> list[int] | None:
-    """Positions of the classes that a teacher knows; `None` where it knows all, as `mapping` says.
+    """Indices of the classes that the teacher knows; `None` if it knows all.
 
     The others are learned from labels alone: losses that compare with the teacher see the class scores of both models
     restricted to the shared classes M, so that their softmax is renormalized over these, `p_k / Σ_{j in M} p_j` for
@@ -120,7 +120,7 @@ def shared_classes(
 
 
 def shown_matches(names: Sequence[str], labels: Sequence[str], groups: Sequence[Sequence[int]]) -> str:
-    """What a teacher's classes were made into, as far as names differ; empty where none does."""
+    """Matches between classes whose names differ; empty if none does."""
     lines = []
     for label, group in zip(labels, groups, strict=True):
         members = [names[index] for index in group]

@@ -1,4 +1,4 @@
-"""A vision backbone as a teacher of features: no classes, no head, maps at the stride of its patches or stages."""
+"""A vision backbone as a feature teacher: no classes and no head, only feature maps."""
 
 from __future__ import annotations
 

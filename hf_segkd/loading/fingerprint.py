@@ -1,4 +1,4 @@
-"""Whether two models are one: a hash of all that decides what a model says of an image."""
+"""Hash of everything that determines a model's predictions."""
 
 from __future__ import annotations
 

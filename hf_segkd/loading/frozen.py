@@ -21,7 +21,7 @@ TOLERANCE, ROUGH_TOLERANCE = 1e-4, 1e-1
 
 @contextmanager
 def folded_batch_norms(model: PreTrainedModel, size: tuple[int, int]) -> Iterator[int]:
-    """Inside, batch norms that follow a convolution are part of it: as many passes over the maps less.
+    """Within the block, batch norms are folded into the convolutions before them, which saves passes over the maps.
 
     Which convolution a batch norm follows is seen in one forward pass, so that any architecture will do, and the
     outputs of a second one must agree with the first; where they do not, nothing is folded. Afterwards the model is

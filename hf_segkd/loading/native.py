@@ -26,7 +26,7 @@ FEATURE_MODULES = {
 
 
 class _OutputHook:
-    """Gives a native model the inputs it needs, keeps the output of one module and makes the model's output ours."""
+    """Wraps a native model: adapts its inputs, captures one module's output, returns `SegmentationOutput`."""
 
     def __init__(self, model: PreTrainedModel, module: str | None):
         self.module = module
@@ -122,7 +122,7 @@ def expose_features(model: PreTrainedModel, module: str | None = None) -> PreTra
 
 @torch.no_grad()
 def output_shapes(model: PreTrainedModel, size: tuple[int, int]) -> dict[str, torch.Size]:
-    """Shapes of everything a model returns for one crop, found by running it once.
+    """Shapes of a model's outputs for one crop, from one forward pass.
 
     Args:
         model (`PreTrainedModel`): A model that returns [`SegmentationOutput`]; left as it was found, each submodule's

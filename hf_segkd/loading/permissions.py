@@ -1,4 +1,4 @@
-"""Permissions of files of weights: safetensors makes them for their owner alone."""
+"""Permissions of weight files: safetensors creates them readable by the owner only."""
 
 from __future__ import annotations
 

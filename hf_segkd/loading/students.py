@@ -78,7 +78,7 @@ def _named(name: Any) -> dict[str, Any]:
 
 
 def give_classes(model: PreTrainedModel, id2label: dict[int, str], source: str = "") -> PreTrainedModel:
-    """Make a trained model one of other classes; what it has learned is kept wherever that has a meaning.
+    """Adapt a trained model to other classes and keep all weights that do not depend on the classes.
 
     A tensor whose axis counts classes keeps the rows of those classes that both have, matched by name as
     [`~hf_segkd.loading.class_map.map_classes`] does; other rows are new. Tensors that depend on the number of classes

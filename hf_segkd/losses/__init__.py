@@ -1,4 +1,4 @@
-"""All losses by name. A new method is its file and one line here."""
+"""All losses by name. A new method takes its own file and one line here."""
 
 import inspect
 import zlib

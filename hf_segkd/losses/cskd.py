@@ -145,7 +145,7 @@ class CSKDLoss(DistillationLoss):
 
 
 def gather_maps(maps: list[Tensor]) -> list[Tensor]:
-    """Maps (B, ...) of all processes, flat, with gradient; sent as one tensor, because a grid has 25 of them."""
+    """Maps (B, ...) of all processes, with gradient; flattened into one message, because a grid has 25 maps."""
     flat = [x.flatten(1) for x in maps]
     return list(gather_with_gradient(torch.cat(flat, dim=1)).split([x.shape[1] for x in flat], dim=1))
 

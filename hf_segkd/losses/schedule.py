@@ -1,4 +1,4 @@
-"""How the weight of a loss changes while training goes on."""
+"""Schedules for the weight of a loss."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def data_license(dataset: str) -> str:
 
 
 def usage(folder: Path, repo_id: str | None, branch: str | None) -> dict:
-    """What a downloader needs, the arguments in the snippets, and what its images hold."""
+    """Requirements, arguments of the code snippets, and image type, for the model card."""
     # Native students have no code in their folder, and nothing to trust.
     remote = any(path.suffix == ".py" for path in folder.iterdir())
     revision = f", revision={json.dumps(branch)}" if branch else ""

@@ -1,4 +1,4 @@
-"""What `metrics.json` holds: scores, what was run, what it cost, and on what it ran."""
+"""Contents of `metrics.json`: scores, recipe, costs and hardware."""
 
 from __future__ import annotations
 

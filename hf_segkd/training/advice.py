@@ -28,7 +28,7 @@ LONG_WAIT = 0.3  # share of the time
 
 
 class Warnings(TrainerCallback):
-    """Says once, with what to do, what ruins a run without an error.
+    """Warns once about each silent failure mode, with what to do.
 
     Args:
         weights (`dict[str, float | dict[str, float]]`): Of the losses, as the `Distiller` has them.
@@ -103,7 +103,7 @@ class Warnings(TrainerCallback):
 
 
 class OneClass(TrainerCallback):
-    """Says at the first evaluation where it is so that the student predicts one class everywhere.
+    """Warns at the first evaluation if the student predicts one class everywhere.
 
     Args:
         trainer (`DistillationTrainer`): Has counted the predictions.

@@ -90,7 +90,7 @@ class SaveOnSignal(TrainerCallback):
 
 
 class SetProgress(TrainerCallback):
-    """Tells the distiller how far training is, from which it weighs losses that have a schedule."""
+    """Tells the distiller the progress of training, for losses whose weight has a schedule."""
 
     def __init__(self, distiller):
         self.distiller = distiller
@@ -116,7 +116,7 @@ class ModelEMA(TrainerCallback):
         self.restart()
 
     def restart(self) -> None:
-        """Begin again with the model's present weights."""
+        """Restart the average from the model's current weights."""
         self.values = {key: value.clone() for key, value in self.model.state_dict().items()}
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -134,7 +134,7 @@ class ModelEMA(TrainerCallback):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the model have the average as its weights for a while."""
+        """Temporarily replace the model's weights by the average."""
         weights = {key: value.clone() for key, value in self.model.state_dict().items()}
         self.apply()
         try:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: complete or ignored, whatever happens while they are written, stored or removed."""
+"""Atomic checkpoints: complete or ignored, even if writing or removing them is interrupted."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; at no moment is there a half removed one under its name."""
+    """Remove a checkpoint atomically."""
     removed = checkpoint.with_name(REMOVED + checkpoint.name)
     checkpoint.rename(removed)
     shutil.rmtree(removed)
@@ -136,7 +136,7 @@ def remove_checkpoints(output_dir: str | Path) -> None:
 
 
 def remove_unfinished(output_dir: Path) -> None:
-    """Remove what a process left that died while it wrote or removed a checkpoint."""
+    """Remove the leftovers of a process that died while writing or removing a checkpoint."""
     for folder in output_dir.glob(f"{REMOVED}*"):
         shutil.rmtree(folder)
     for checkpoint in _named(output_dir):

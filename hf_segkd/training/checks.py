@@ -123,7 +123,7 @@ def find_checkpoint(config: DistillationConfig, overwrite: bool = False, resume:
 
 
 def check_teacher(teacher: TeacherDescription | None, losses: dict[str, dict]) -> bool:
-    """Tell whether the losses need a teacher.
+    """Return whether any loss needs a teacher.
 
     Raises:
         ValueError: If they do and none is given, or they need more than it has.
@@ -167,7 +167,7 @@ def load_teacher(
 
 
 def check_unlabeled(script: ScriptArguments, config: DistillationConfig) -> None:
-    """Refuse unlabeled images that nobody says anything about, and a share of them where there are none.
+    """Refuse unlabeled images without a teacher, and a ratio of them without images.
 
     Raises:
         ValueError: Says what is missing.
@@ -197,7 +197,7 @@ def check_classes(model: PreTrainedModel, labels: tuple[str, ...], who: str) -> 
 
 
 def check_labeled(dataset: Dataset, split: str, ignore_index: int) -> None:
-    """Refuse a split without a single labeled pixel; reads images until one has some, mostly the first.
+    """Refuse a split without a labeled pixel. Reads images until it finds one, usually in the first.
 
     Raises:
         ValueError: Names the split.

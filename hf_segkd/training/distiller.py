@@ -21,7 +21,7 @@ from hf_segkd.training.config import DistillationConfig
 
 @dataclass
 class DistillerOutput(ModelOutput):
-    """What one training forward returns: the weighted sum, and every term before weighting, without graph."""
+    """Output of a training forward: the weighted sum, and every term before weighting, detached."""
 
     loss: Tensor | None = None
     terms: dict[str, Tensor] | None = None

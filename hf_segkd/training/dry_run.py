@@ -1,4 +1,4 @@
-"""One forward in training mode and one whole-image prediction before training: what fails there fails at once."""
+"""One training forward and one whole-image prediction before training, so that failures show early."""
 
 from __future__ import annotations
 

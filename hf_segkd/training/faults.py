@@ -1,4 +1,4 @@
-"""What ends a training that had begun, found early and said in one paragraph."""
+"""Faults that end a running training, found early and explained in one paragraph."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class FiniteWatch:
 
 
 def _copy(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """The values on the host, and the event after which they are there; none where they are already."""
+    """The values copied to the host, and the event that marks the end of the copy (`None` on a CPU)."""
     if not values.is_cuda:
         return values, None
     host = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Whether a folder holds a finished run: not its name alone, but a student that can be read and its scores."""
+"""Whether a folder holds a finished run: a readable student and its scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A resumed run is the run that its folder says it is: the command is compared with the folder's own recipe."""
+"""Compare the command of a resumed run with the recipe in its folder."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PATHS = {"data", "data_dir", "teacher", "teacher_cache", "student", "unlabeled"}
 
 
 def without_location(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without what nobody repeats: the token, where a run is uploaded, and how it was started."""
+    """A recipe without what need not match: token, upload target, and how the run was started."""
     left_out = ("resume", "overwrite", "push_to_hub", "hub_")
     return {key: value for key, value in recipe.items() if not key.startswith(left_out)}
 
 
 def differences(was: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two recipes, besides what may: dotted key -> (value before, value now).
+    """Differences between two recipes, as dotted key -> (old, new), except those that may differ.
 
     A key that one of them lacks has its default value. Nested mappings, the losses above all, are compared key by key.
     """

@@ -24,7 +24,7 @@ STALE = 60.0
 
 @contextmanager
 def run_lock(output_dir: str | Path, heartbeat: float = HEARTBEAT, stale: float = STALE) -> Iterator[None]:
-    """Hold a folder for the run of this process.
+    """Lock a folder for the run of this process.
 
     The lock of a process that has died is taken over: on this machine at once, on another one after its heartbeat has
     stood still for `stale` seconds by our own clock. The file goes when the block ends.
@@ -54,7 +54,7 @@ def run_lock(output_dir: str | Path, heartbeat: float = HEARTBEAT, stale: float 
 
 
 def _create(lock: Path, content: str) -> bool:
-    """Make the lock with its content in one step; `False` if there is one."""
+    """Create the lock and its content atomically; `False` if it exists."""
     temporary = lock.with_name(f"{LOCK_FILE}-{socket.gethostname()}-{os.getpid()}")
     temporary.write_text(content, encoding="utf-8")
     try:

@@ -44,7 +44,7 @@ def check_cache(script: ScriptArguments, config: DistillationConfig) -> None:
 def stored_teacher(
     script: ScriptArguments, config: DistillationConfig, dataset: OpenedDataset, data: TrainingData
 ) -> TeacherMaps:
-    """Open the cache that `teacher_cache` names and compute what it lacks; only then is the teacher loaded.
+    """Open the cache `teacher_cache` and compute what is missing; the teacher is loaded only for that.
 
     Raises:
         ValueError: If the folder is of another teacher, the disk is too small, or the teacher cannot be loaded.

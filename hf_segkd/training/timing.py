@@ -30,7 +30,7 @@ class StepClock:
 
     @contextmanager
     def span(self, name: str, on_host: bool = False) -> Iterator[None]:
-        """Count what runs inside as `name`; `on_host` where the host itself waits or works."""
+        """Time the block under `name`; `on_host` if the host does the work or waits."""
         begin = self.mark(on_host)
         yield
         self.add(name, begin, self.mark(on_host))
@@ -67,7 +67,7 @@ def _seconds(begin, end) -> float:
 
 
 class TimeStudent(TrainerCallback):
-    """Counts the student's forward apart from that of the losses; a compiled step cannot be looked into."""
+    """Times the student's forward and the losses separately; impossible in a compiled step."""
 
     def __init__(self, student: PreTrainedModel, clock: StepClock):
         self.student, self.clock, self.hooks = student, clock, []

@@ -183,7 +183,7 @@ class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentChe
 
     @contextmanager
     def _fast_teacher(self) -> Iterator[None]:
-        """For the time of training, the teacher in its fastest form; it is left as it was."""
+        """During training, run the teacher in its fastest form; restore it afterwards."""
         folding = nullcontext()
         # A CPU gains little (docs/measurements.md), and there the teacher gives the very bits that it gives alone.
         if self.teacher is not None and self.args.device.type == "cuda":
@@ -256,7 +256,7 @@ class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentChe
         self.save_model(_internal_call=True)  # else Trainer would push a folder that is not complete yet
 
     def clean_up(self) -> None:
-        """Remove the checkpoints, unless `keep_checkpoints` is set: when all else is written, they are not needed."""
+        """Remove the checkpoints, unless `keep_checkpoints` is set."""
         if self.args.should_save and not self.args.keep_checkpoints:
             remove_checkpoints(self.args.output_dir)
 

@@ -93,7 +93,7 @@ class StopUnlabeled(TrainerCallback):
 
 
 def check_labeled(trainer: Trainer) -> None:
-    """Refuse to go on without a single labeled pixel; with a teacher it is said, for some losses read no labels.
+    """Refuse to train without a labeled pixel; with a teacher only warn, because some losses read no labels.
 
     Raises:
         TrainingFault: If there is no teacher.
