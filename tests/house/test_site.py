@@ -8,6 +8,7 @@ import sys
 from dataclasses import fields
 
 import pytest
+import torch
 import yaml
 
 from helpers.paths import ROOT
@@ -95,6 +96,20 @@ def test_every_key_of_the_migration_page_exists():
             found += 1
             assert option_exists(key), key
     assert found > 50
+
+
+def test_the_loss_of_the_readme_trains_a_student_whose_maps_are_smaller(tiny_student, tiny_teacher):
+    """The first loss of one's own is a copy of this one, and the README's two models differ in the size of their maps."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = {"student": tiny_student, "teacher": tiny_teacher}
+    exec(next(block for block in blocks if "class LogitMSE" in block), names)
+    images = torch.zeros(2, 3, 32, 48)
+    outputs = [model(pixel_values=images, output_hidden_states=True) for model in (tiny_student, tiny_teacher)]
+    assert outputs[0].logits.shape != outputs[1].logits.shape
+    labels = torch.zeros(2, 32, 48, dtype=torch.long)
+    total = sum(loss(*outputs, labels) for loss in names["losses"].values())
+    total.backward()
+    assert total.isfinite() and any(weight.grad is not None for weight in tiny_student.parameters())
 
 
 @pytest.mark.slow
