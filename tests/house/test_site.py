@@ -99,7 +99,7 @@ def test_every_key_of_the_migration_page_exists():
 
 
 def test_the_loss_of_the_readme_trains_a_student_whose_maps_are_smaller(tiny_student, tiny_teacher):
-    """The first loss of one's own is a copy of this one, and the README's two models differ in the size of their maps."""
+    """The first loss of one's own is a copy of it. The README's student and teacher have maps of two sizes."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     names = {"student": tiny_student, "teacher": tiny_teacher}
     exec(next(block for block in blocks if "class LogitMSE" in block), names)
