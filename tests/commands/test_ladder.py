@@ -107,6 +107,7 @@ def test_published_scores_are_those_of_the_table_of_networks(name):
     assert ("ADE20K" in texts[0]) == ("ADE20K" in source)
 
 
+@pytest.mark.slow
 def test_students_are_timed_in_onnxruntime(capsys):
     """The one run without a stub: a file that the runtime refuses would be found here alone."""
     pytest.importorskip("onnxscript")

@@ -53,6 +53,7 @@ def test_predict(checkpoint, tmp_path):
     assert Image.open(path).size == (48, 32)
 
 
+@pytest.mark.slow
 def test_profile(checkpoint):
     """The costs of the published teacher stand in the same table as the student's."""
     argv = [checkpoint, "{model_type: espnet, use_decoder: false}", "--size", "32", "48", "--repeats", "1"]

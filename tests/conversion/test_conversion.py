@@ -189,6 +189,7 @@ def test_file_without_a_state_dict_is_refused(content, message, tmp_path):
         load_original(write(tmp_path, content))
 
 
+@pytest.mark.slow
 def test_script_writes_a_folder_that_loads(original, tmp_path):
     """The command of the README, from any folder, gives model and processor."""
     write(tmp_path, original)

@@ -184,6 +184,7 @@ class Sides(nn.Module):
         return SimpleNamespace(logits=logits, items=lambda: [("logits", logits)], hidden_states=None)
 
 
+@pytest.mark.slow
 def test_arithmetic_on_sizes_is_pythons(tmp_path):
     """The exporter truncates negative quotients and freezes grids: right at the example's size, wrong at most."""
     model = Sides()

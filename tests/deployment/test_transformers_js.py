@@ -53,6 +53,7 @@ def exported(tmp_path_factory):
     return folder, rows
 
 
+@pytest.mark.slow
 def test_folder_has_the_names_that_transformers_js_looks_for(exported):
     """It builds the names itself: a file called otherwise is a 404."""
     folder, rows = exported
@@ -96,10 +97,10 @@ def test_flags_that_the_layout_cannot_follow_are_refused(flags, named, tmp_path,
         script().main(argv if "int8" in flags else [*argv[:-2], *flags])
 
 
-def test_a_model_that_needs_padded_images_is_refused(exported, monkeypatch, tmp_path):
+def test_a_model_that_needs_padded_images_is_refused(monkeypatch, tmp_path):
     """transformers.js would hand it images of any size, and fail on most of them."""
     monkeypatch.setattr(transformers_js, "size_multiple", lambda model: 32)
-    model, processor = load_model(str(exported[0] / "student"))
+    model, processor = load_model(TINY, id2label=LABELS)
     with pytest.raises(ValueError, match="multiples of 32 pixels only"):
         transformers_js.write_transformers_js(model, processor, tmp_path)
 

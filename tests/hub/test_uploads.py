@@ -58,6 +58,7 @@ def test_upload_that_breaks_off_names_the_command_that_repeats_it(hub, student):
     assert hub.files("models/alice/student").keys() == {"config.json"}
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_named(hub, student, monkeypatch):
     """A traceback of the network client says neither who was asked nor what for."""
     nobody = "http://127.0.0.1:9"

@@ -223,6 +223,7 @@ def test_models_of_different_classes_are_refused():
         AdversarialLoss(setup(classes=K + 1))
 
 
+@pytest.mark.slow
 def test_twenty_steps_train_both_sides_with_finite_terms(tmp_path, tiny_teacher):
     """The whole way through the Trainer: chained optimizers, weights per term, logging."""
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from torch.export import Dim
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import BACKBONES, NETWORKS
 
+SLOW = pytest.mark.slow
 LABELS = {index: f"class_{index}" for index in range(5)}
 HEADS = ("deeplabv3", "pspnet", "upernet")
 # Pixels; below, ESPNetv2's pyramids and SegFormer's attention are other programs.
@@ -72,13 +73,15 @@ def test_every_network_is_exported_below():
     assert set(NETWORKS) == {fields["model_type"] for fields in OTHERS.values()} - {"segformer"} | set(HEADS)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ["espnet", *(pytest.param(name, marks=SLOW) for name in list(OTHERS)[1:])])
 def test_networks_without_backbone_export_for_any_size(name):
     """One comparison of two sizes that the exporter cannot prove, and the network reaches no device."""
     check_any_size(OTHERS[name])
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "head", ["pspnet", pytest.param("deeplabv3", marks=SLOW), pytest.param("upernet", marks=SLOW)]
+)
 @pytest.mark.parametrize("name", SMALL_BACKBONES)
 def test_heads_on_backbones_export_for_any_size(name, head):
     """As above, for grids of cells, patches of two by two pixels and maps that are joined."""

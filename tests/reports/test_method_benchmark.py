@@ -105,7 +105,7 @@ def queue_of_runs(tmp_path_factory, teacher, module_without_figures):
     data = recipe(folder, max_steps=2, eval_steps=1, save_steps=1, losses={})
     options = ["--teacher", teacher, "--output_dir", str(folder / "out"), "--split", "test"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark.subprocess, "run", trained_here)
+        patch.setattr(benchmark, "subprocess", SimpleNamespace(run=trained_here, STDOUT=None))
         failed = benchmark.main([data, "--methods", "baseline", "kd", "--seeds", "0", *options])
     return failed, data, options, folder / "out"
 

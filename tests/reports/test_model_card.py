@@ -70,6 +70,7 @@ def test_linked_files_exist_and_the_recipe_is_the_folders(finished):
     assert load_yaml(shown) == {**recipe, "teacher": "teacher", "output_dir": "student"}
 
 
+@pytest.mark.slow
 def test_snippets_run_in_the_folder_where_the_package_is_absent(finished):
     """Code that nobody ran is wrong within a year; who downloads a student does not have this library."""
     blocks = snippets((finished / "README.md").read_text())

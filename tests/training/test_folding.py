@@ -133,6 +133,7 @@ def test_unknown_dtype_is_refused(tmp_path):
         trainer_for(tmp_path, None, teacher_dtype="bf16")
 
 
+@pytest.mark.slow
 def test_compiled_teacher_teaches_the_same(tmp_path, tiny_teacher):
     """Compiling must change neither the terms nor the teacher that the caller keeps."""
     logged = []

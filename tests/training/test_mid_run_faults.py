@@ -150,7 +150,7 @@ def test_output_folder_that_is_deleted_after_training_is_made_again(tmp_path, mo
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, module_without_figures):
+def whole(tmp_path_factory):
     """Folder of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
     distill.main([recipe(folder), "--output_dir", str(folder / "run")])

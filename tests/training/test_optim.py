@@ -196,6 +196,7 @@ def test_resumed_game_ends_with_the_same_bits(options, tmp_path, tiny_teacher):
     assert all(equal(whole_state[index], resumed_state[index]) for index in whole_state)
 
 
+@pytest.mark.slow
 def test_discriminators_learning_rate_may_stay_constant(tmp_path, tiny_teacher):
     """In CIRKD's code it does: with the schedule, also with the one that a checkpoint holds, D's steps are smaller."""
     rates = []

@@ -95,7 +95,7 @@ def test_accumulated_steps_equal_those_of_large_batches(tmp_path, tiny_teacher, 
         )
         trainer.train()
         found.append(weights(student))
-    assert distance(found[0], weights(make())) > 1e-3
+    assert distance(found[0], weights(make())) > 1e-4
     # 1e-5: five steps of float32 sums in another order.
     assert distance(found[0], found[1]) < 1e-5 and distance(found[0], found[2]) < 1e-5
 

@@ -55,13 +55,16 @@ def rows_read(stream, count, workers, monkeypatch):
     return list(islice(chain.from_iterable(loader), count))
 
 
-@pytest.mark.parametrize("processes, workers, share", [(1, 0, 8), (2, 0, 4), (2, 2, 4)])
+@pytest.mark.parametrize(
+    "processes, workers, share", [(1, 0, 8), (2, 0, 4), pytest.param(2, 2, 4, marks=pytest.mark.slow)]
+)
 def test_processes_and_workers_share_a_pass_without_overlap(stored, tmp_path, monkeypatch, processes, workers, share):
     """With the same rows in every process, two devices would learn half as much as they seem to."""
     seen = [rows_read(stream, share, workers, monkeypatch) for stream in streams(stored, tmp_path, processes)]
     assert sorted(chain.from_iterable(seen)) == [f"row{index}" for index in range(8)]
 
 
+@pytest.mark.slow
 def test_files_that_processes_cannot_share_are_read_by_all_row_by_row(stored, tmp_path, monkeypatch):
     """Four files for three processes: each keeps the rows that are its own."""
     first, second, third = streams(stored, tmp_path, 3)
