@@ -17,11 +17,10 @@ from hf_segkd.loading.permissions import follow_umask
 from hf_segkd.reports.figures import new_figure
 from hf_segkd.reports.files import write_json
 from hf_segkd.reports.tables import markdown_table
+from hf_segkd.training.resume import differences, without_location
 
 RESULTS, COUNTS = "results.json", "counts.safetensors"
 SHARED = ("dataset", "split", "images", "protocol", "steps", "hardware")
-# What may differ between two calls of one queue: how these keys begin. Not all of them are kept in a run's recipe.
-NOT_SETTINGS = ("output_dir", "resume", "overwrite", "push_to_hub", "hub_")
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,10 @@ class MethodResult:
 
 
 def changed_keys(earlier: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
-    """Names of the settings in which two merged recipes differ, apart from where and how a run is written."""
+    """Names of the settings in which two merged recipes differ, except those that a resumed run may change too."""
     # A teacher of the Hub is pinned in the recipe that a run keeps, whatever the command said.
     recipe = {key: value for key, value in earlier.items() if key == "teacher_revision"} | recipe
-    keys = {key for key in earlier.keys() | recipe.keys() if not key.startswith(NOT_SETTINGS)}
-    return sorted(key for key in keys if earlier.get(key) != recipe.get(key))
+    return sorted(differences(without_location(earlier), without_location(recipe), {}))
 
 
 def write_results(runs: list[dict], counts: list[Tensor], baseline: str, folder: Path) -> None:

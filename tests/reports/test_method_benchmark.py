@@ -91,6 +91,13 @@ def test_a_changed_setting_is_named_and_a_pinned_teacher_is_none():
     assert changed_keys({"teacher_revision": "abc", "output_dir": "a"}, {"resume": True, "output_dir": "b"}) == []
 
 
+def test_a_queue_goes_on_with_another_folder_of_decoded_images():
+    """Trained runs would have to be trained again because a disk was full."""
+    earlier = {"data_dir": "CamVid/", "cache_dir": "/one"}
+    assert changed_keys(earlier, {"data_dir": "CamVid", "cache_dir": "/two"}) == []
+    assert changed_keys(earlier, {"data_dir": "other", "cache_dir": "/two"}) == ["data_dir"]
+
+
 def trained_here(command, **options):
     """What the command of a run does, without a process of its own."""
     assert command[1:4] == ["-m", "hf_segkd", "distill"]
