@@ -14,6 +14,7 @@ import torch
 from helpers.commands import recipe
 from helpers.paths import SHARED, TESTS
 from helpers.tiny import LABELS, TINY
+from helpers.versions import reason_to_skip
 from hf_segkd.commands import distill
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.reports import run_folder
@@ -33,6 +34,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.relative_to(TESTS).as_posix().startswith(INTEGRATION):
             item.add_marker("integration")
+        if reason := reason_to_skip(item.nodeid):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

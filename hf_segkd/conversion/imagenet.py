@@ -94,7 +94,9 @@ FILES: dict[str, ImageNetFiles] = {
         dropped=r"^(_conv_head|_bn1|_fc)\.",
         processor=HALVES,
     ),
-    "segformer": ImageNetFiles(rename=segformer.RENAME, dropped=r"^head\.", operations=(segformer.split_kv,)),
+    "segformer": ImageNetFiles(
+        rename=segformer.RENAME, dropped=r"^head\.", operations=(segformer.split_kv, segformer.names_of_release)
+    ),
 }
 # The same for files without running statistics, whose batch norms are folded into the convolutions.
 FOLDED_FILES: dict[str, ImageNetFiles] = {

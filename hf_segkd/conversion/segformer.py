@@ -23,9 +23,9 @@ _BLOCK = (
 )
 # From today's names to those of transformers before 5.10, which a stage's number follows.
 _BEFORE_5_10 = (
-    (r"\.stages\.(\d)\.patch_embeddings\.", r".encoder.patch_embeddings.\1."),
-    (r"\.stages\.(\d)\.layer_norm\.", r".encoder.layer_norm.\1."),
-    (r"\.stages\.(\d)\.blocks\.(\d+)\.", r".encoder.block.\1.\2."),
+    (r"\bstages\.(\d)\.patch_embeddings\.", r"encoder.patch_embeddings.\1."),
+    (r"\bstages\.(\d)\.layer_norm\.", r"encoder.layer_norm.\1."),
+    (r"\bstages\.(\d)\.blocks\.(\d+)\.", r"encoder.block.\1.\2."),
     (r"\.layernorm_before\.", ".layer_norm_1."),
     (r"\.layernorm_after\.", ".layer_norm_2."),
     (r"\.q_proj\.", ".self.query."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,6 +137,25 @@ def _read_tiff(content: bytes) -> np.ndarray:
         import tifffile
     except ImportError:
         raise ValueError("TIFF files need tifffile: pip install 'hf-segkd[bands]'") from None
+    try:
+        array, page, axes, turn = _tiff_values(tifffile, content)
+    except tifffile.TiffFileError as error:  # a ValueError in newer releases only
+        raise ValueError(str(error)) from None
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        raise ValueError("a TIFF file of palette indices is no measurement; save it as RGB")
+    if turn != 1:
+        raise ValueError(f"a TIFF file that is turned by its tag (orientation {turn}); save it upright")
+    # Axes of length 1 say nothing.
+    kept = [(axis, length) for axis, length in zip(axes, array.shape, strict=True) if axis in "YX" or length > 1]
+    others = [index for index, (axis, _) in enumerate(kept) if axis not in "YX"]
+    if len(others) > 1:
+        raise ValueError(f"a TIFF file with the axes {axes} and shape {array.shape} is no single image")
+    array = array.reshape([length for _, length in kept])
+    return np.moveaxis(array, others[0], -1) if others else array
+
+
+def _tiff_values(tifffile: ModuleType, content: bytes) -> tuple[np.ndarray, Any, str, int]:
+    """Values, first page, names of the axes and orientation of a TIFF file."""
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         series = file.series[0]
         page = file.pages[0]
@@ -148,17 +168,7 @@ def _read_tiff(content: bytes) -> np.ndarray:
             raise ValueError(f"{name} compression needs one more package: pip install imagecodecs") from None
         axes = series.axes
         turn = page.tags.valueof("Orientation", 1)
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-        raise ValueError("a TIFF file of palette indices is no measurement; save it as RGB")
-    if turn != 1:
-        raise ValueError(f"a TIFF file that is turned by its tag (orientation {turn}); save it upright")
-    # Axes of length 1 say nothing.
-    kept = [(axis, length) for axis, length in zip(axes, array.shape, strict=True) if axis in "YX" or length > 1]
-    others = [index for index, (axis, _) in enumerate(kept) if axis not in "YX"]
-    if len(others) > 1:
-        raise ValueError(f"a TIFF file with the axes {axes} and shape {array.shape} is no single image")
-    array = array.reshape([length for _, length in kept])
-    return np.moveaxis(array, others[0], -1) if others else array
+    return array, page, axes, turn
 
 
 def _read_picture(content: bytes) -> np.ndarray:

@@ -23,6 +23,7 @@ def test_help_shows_each_own_option_in_one_group():
     shown = [option.name for options in option_groups().values() for option in options]
     own = {option.name for option in (*fields(ScriptArguments), *fields(DistillationArguments))}
     added = {option.name for option in fields(DistillationConfig)} - {x.name for x in fields(TrainingArguments)}
+    added -= {"activation_checkpointing"}  # transformers' own in newer releases
     assert len(shown) == len(set(shown)) and set(shown) == own and added <= own
     assert list(option_groups()) == ["data", "teacher", "student", "losses", "run"]
     assert option_groups()["data"][0].name == "data"

@@ -82,7 +82,10 @@ def test_config_is_read_from_the_shapes(original):
     [
         ("linear_fuse.0.bias", "looks like SegFormer but lacks linear_fuse.0.bias"),
         ("patch_embed1.proj.weight", "looks like SegFormer but lacks patch_embed1.proj.weight"),
-        ("block2.1.attn.kv.weight", "Missing .*blocks.1.attention.k_proj.weight, .*v_proj.weight"),
+        (
+            "block2.1.attn.kv.weight",
+            r"Missing .*blocks?(\.1)+\.attention\.(k_proj|self\.key)\.weight, .*\.(v_proj|self\.value)\.weight",
+        ),
         ("linear_fuse.1.running_mean", "Missing .*decode_head.batch_norm.running_mean"),
     ],
 )

@@ -439,6 +439,7 @@ def look_at_other_tabs(tab):
 
 def test_bands_are_uploaded_as_files_and_shown_stretched(tmp_path, tiny_student, tiny_teacher):
     """A picture upload would make 12 bits 8 and four bands three before any model sees them."""
+    pytest.importorskip("gradio")
     bands = Bands(tuple(FOUR), "uint16", (0, 4095))
     processor = default_processor(tiny_student.config)
     images = [{"pixel_values": torch.rand(4, 8, 8)}]

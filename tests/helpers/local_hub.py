@@ -170,7 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.spaces[name] = asked["sdk"]
         exists = f"{kind}/{name}" in self.hub.repositories
         if not exists:
-            new = self.hub.repositories[f"{kind}/{name}"] = Repository(asked.get("visibility") == "private")
+            new = self.hub.repositories[f"{kind}/{name}"] = Repository(
+                asked.get("visibility") == "private" or asked.get("private") is True
+            )
             new.commit("main", {})
         path = name if kind == "models" else f"{kind}/{name}"
         self.send(409 if exists else 200, {"url": f"{self.hub.endpoint}/{path}", "name": name})

@@ -25,6 +25,6 @@ def test_nothing_inside_a_recomputed_function_is_kept():
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         value = recomputed(lambda x: (2 * x).exp().sum(), x)
-    assert set(kept) <= {x.data_ptr()}
+    assert set(kept) <= {x.data_ptr(), 0}  # 0: a tensor without memory
     value.backward()
     torch.testing.assert_close(x.grad, 2 * (2 * x).exp().detach())
