@@ -71,7 +71,8 @@ def run_labels(arguments: argparse.Namespace) -> None:
     for count in EVERY:
         labeled, rest = split_training_images(count, arguments)
         data = ["--data_dir", str(labeled)]
-        queue(f"labels/{count}", ["baseline", "kd"], SEEDS, "test", arguments, [*data, *stored])
+        queue(f"labels/{count}_alone", ["baseline"], SEEDS, "test", arguments, data)
+        queue(f"labels/{count}_kd", ["kd"], SEEDS, "test", arguments, [*data, *stored])
         if count != max(EVERY):
             more = ["--unlabeled", str(rest), "--unlabeled_ratio", "1.0"]
             queue(f"labels/{count}_unlabeled", ["kd"], SEEDS, "test", arguments, [*data, *stored, *more])

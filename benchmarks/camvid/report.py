@@ -100,16 +100,14 @@ def method_row(result: MethodResult) -> list[str]:
 
 def labels(results: Path) -> str:
     title = "## How many labels\n"
-    if not any(is_there(results / "labels" / str(count)) for count in EVERY):
+    kinds = ("alone", "kd", "unlabeled")
+    folders = {count: [results / "labels" / f"{count}_{kind}" for kind in kinds] for count in EVERY}
+    if not any(is_there(folder) for row in folders.values() for folder in row):
         return not_run(title)
     rows = []
-    for count in EVERY:
-        cells = {"baseline": "not run", "kd": "not run", "unlabeled": "not run" if count != max(EVERY) else "–"}
-        for folder, suffix in ((str(count), ""), (f"{count}_unlabeled", "unlabeled")):
-            if is_there(results / "labels" / folder):
-                for result in read_results(results / "labels" / folder):
-                    cells[suffix or result.method] = mean([*result.mean_iou.values()])
-        rows.append([str(count), *cells.values()])
+    for count, row in folders.items():
+        cells = [mean([*read_results(folder)[0].mean_iou.values()]) if is_there(folder) else "" for folder in row]
+        rows.append([str(count), *cells])
     head = ["labeled images", "alone", "KD on the same images", "KD on the other training images too"]
     note = (
         "\nmIoU in percent on the test split, seeds 1, 2 and 3. The teacher is read from a cache of whole images, and "
