@@ -49,13 +49,13 @@ def baseline(results: Path) -> str:
         return not_run(title)
     curves = json.loads((results / "baseline" / "curves.json").read_text(encoding="utf-8"))
     found = {result.method: result for result in read_results(results / "baseline")}
-    steps = [step for step, _ in next(iter(curves.values()))]
+    steps = sorted({step for step, _ in next(iter(curves.values()))})
     rows = []
     for name, result in found.items():
         trial = yaml.safe_load((HERE / "trials" / f"{name}.yaml").read_text(encoding="utf-8"))
-        curve = [percent(value) for _, value in curves[f"{name}/0"]]
+        curve = dict(curves[f"{name}/0"])
         settings = (f"{trial['learning_rate']:g}", f"{trial['weight_decay']:g}", "yes" if "jitter" in trial else "no")
-        rows.append([*settings, *curve[:-1], percent(result.mean_iou[0])])
+        rows.append([*settings, *(percent(curve[step]) for step in steps[:-1]), percent(result.mean_iou[0])])
     head = ["learning rate", "weight decay", "color jitter", *(f"step {step}" for step in steps)]
     note = "\nmIoU in percent on the validation split, seed 0; a row is a trial, its columns the run's curve.\n"
     return "\n".join([title, markdown_table(head, rows), note])

@@ -76,3 +76,12 @@ def test_disturbed_pictures_differ_and_are_the_same_for_every_student(name):
     first, again = images[1]["pixel_values"], images[1]["pixel_values"]
     assert first.dtype == torch.uint8 and first.shape == image.shape
     assert torch.equal(first, again) and not torch.equal(first, image)
+
+
+def test_page_is_what_its_command_writes_from_the_committed_results(tmp_path):
+    """A number that was typed, or one of runs that are not here, could not be checked by anybody."""
+    report = importlib.import_module("benchmarks.camvid.report")
+    report.main(["--page", str(tmp_path / "camvid.md")])
+    assert (ROOT / "docs" / "camvid.md").read_text(encoding="utf-8") == (tmp_path / "camvid.md").read_text(
+        encoding="utf-8"
+    )
