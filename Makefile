@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-# Two processes, each with one thread: more threads make the small tensors of tests slower.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+# One thread each: more make the small tensors of tests slower. Some tests wait, so three processes fill two cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal
 
 .PHONY: demo docs docs-pages docs-serve test test-fast test-slow test-oldest test-newest types quality style
 
@@ -37,7 +37,7 @@ test-fast: quality
 # The suite on the lower bounds of setup.cfg, and on the newest releases that it admits. From PyPI, torch is a CUDA
 # build of several GB.
 test-oldest test-newest: test-%: .venv-%/installed
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n 3 --dist worksteal
 
 .venv-oldest/installed: setup.cfg constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest

@@ -1,6 +1,7 @@
 """SegFormer as released by CIRKD: MiT and its head, to transformers' own class and names."""
 
 import re
+from functools import cache
 
 import torch
 from transformers import SegformerConfig, SegformerModel
@@ -106,13 +107,17 @@ def flip_input(weights: StateDict) -> StateDict:
 
 def names_of_release(weights: StateDict) -> StateDict:
     """Today's names, or the older ones where transformers is older."""
-    with torch.device("meta"):
-        model = SegformerModel(SegformerConfig())
-    if hasattr(model, "stages"):
+    if _has_todays_names():
         return weights
     for name, older in _BEFORE_5_10:
         weights = {re.sub(name, older, key): value for key, value in weights.items()}
     return weights
+
+
+@cache
+def _has_todays_names() -> bool:
+    with torch.device("meta"):
+        return hasattr(SegformerModel(SegformerConfig()), "stages")
 
 
 FAMILY = Family(

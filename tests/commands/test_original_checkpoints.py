@@ -69,6 +69,7 @@ def test_features(checkpoint, photos, tmp_path):
     assert (tmp_path / "a.png").is_file()
 
 
+@pytest.mark.slow
 def test_export(checkpoint, tmp_path):
     """Deploying published weights is one command."""
     pytest.importorskip("onnxruntime")

@@ -73,6 +73,7 @@ def test_files_that_processes_cannot_share_are_read_by_all_row_by_row(stored, tm
     assert sorted(chain.from_iterable(seen)) == [f"row{index}" for index in range(8)]
 
 
+@pytest.mark.slow
 def test_a_pass_after_the_last_row_is_shuffled_and_augmented_anew(stored, tmp_path, monkeypatch):
     """A stream that ended would end the run; one that repeated itself would show few crops."""
     stream = streams(stored, tmp_path, 1)[0]
@@ -143,6 +144,7 @@ print(json.dumps({"crops": len(crops), "files": stream.files, "rows": len(datase
 """
 
 
+@pytest.mark.slow
 def test_training_images_of_the_hub_are_streamed_and_not_downloaded(stored, tmp_path):
     """Whoever streams has no room for the training files; a client that fetched them whole would fill the disk."""
     hub = LocalHub()
