@@ -7,11 +7,11 @@ The pages hold the names alone; `make docs` puts the docstrings in their place.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
-import sys
 from pathlib import Path
+
+from written import write_pages
 
 import hf_segkd
 
@@ -40,16 +40,7 @@ Written by `python docs/make_api.py`. What `from hf_segkd import ...` gives; the
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if a page is not what would be written")
-    check = parser.parse_args().check
-    for name, text in pages().items():
-        page = DOCS / "api" / f"{name}.md"
-        if not check:
-            page.parent.mkdir(exist_ok=True)
-            page.write_text(text, encoding="utf-8")
-        elif not page.is_file() or page.read_text(encoding="utf-8") != text:
-            sys.exit(f"docs/api/{name}.md is out of date: run python docs/make_api.py")
+    write_pages(__doc__, lambda: {DOCS / "api" / f"{name}.md": text for name, text in pages().items()})
 
 
 def pages() -> dict[str, str]:

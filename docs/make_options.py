@@ -9,11 +9,12 @@ import argparse
 import importlib
 import inspect
 import re
-import sys
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from written import write_pages
 
 from dataset_builders import DataArguments
 from hf_segkd.commands import COMMANDS
@@ -42,14 +43,7 @@ What they do: [Losses](api/losses.md); ideas and costs: [Methods](methods.md).
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if the page is not what would be written")
-    check = parser.parse_args().check
-    text = render()
-    if not check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit("docs/options.md is out of date: run python docs/make_options.py")
+    write_pages(__doc__, lambda: {PAGE: render()})
 
 
 def render() -> str:

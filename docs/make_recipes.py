@@ -8,11 +8,11 @@ What stands above the mark in docs/recipes.md is written by hand and stays.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from written import write_pages
 
 from hf_segkd.recipe import load_yaml
 
@@ -23,15 +23,7 @@ MARK = "<!-- From here on written by docs/make_recipes.py -->\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if the page is not what would be written")
-    args = parser.parse_args()
-    old = PAGE.read_text(encoding="utf-8")
-    new = render(old)
-    if not args.check:
-        PAGE.write_text(new, encoding="utf-8")
-    elif new != old:
-        sys.exit("docs/recipes.md is out of date: run python docs/make_recipes.py")
+    write_pages(__doc__, lambda: {PAGE: render(PAGE.read_text(encoding="utf-8"))})
 
 
 def render(page: str) -> str:

@@ -7,19 +7,18 @@ Nothing is trained: every fault is found before the first step, or is what a tra
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
 import re
 import shlex
-import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from faults import CALLED, TYPED, Fault, write_folder
+from written import write_pages
 
 from hf_segkd import commands
 
@@ -36,14 +35,7 @@ message says what is wrong, what was found, and what to do. Faults while a run t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if the page is not what would be written")
-    check = parser.parse_args().check
-    text = render()
-    if not check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit("docs/troubleshooting.md is out of date: run python docs/make_troubleshooting.py")
+    write_pages(__doc__, lambda: {PAGE: render()})
 
 
 def render() -> str:

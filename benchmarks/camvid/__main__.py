@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -35,7 +36,7 @@ TEACHER = "ESP_SD+KD+CITY_65.1.pth"
 METHODS = ("kd", "cwd_logits", "dist", "bpkd", "skd_pairwise", "at", "fitnet", "pkd")
 FACTORS = {"third": 1 / 3, "recipe": 1.0, "triple": 3.0}
 TRIAL_SEED, SEEDS = ("0",), ("1", "2", "3")
-EVERY = {46: 8, 92: 4, 184: 2, 367: 1}  # labeled images -> every how manieth of the training list
+EVERY = {46: 8, 92: 4, 184: 2, 367: 1}  # labeled images -> step through the list of training images
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -87,7 +88,14 @@ STAGES = {
 }
 
 
-def queue(stage: str, methods: list[str], seeds, split: str, arguments, flags: list[str] = ()) -> None:
+def queue(
+    stage: str,
+    methods: list[str],
+    seeds: Sequence[str],
+    split: str,
+    arguments: argparse.Namespace,
+    flags: Sequence[str] = (),
+) -> None:
     """Run what is missing of a stage, and copy what it found to the results."""
     folder = Path(arguments.output_dir) / stage
     data = [] if "--data_dir" in flags else ["--data_dir", arguments.data_dir]

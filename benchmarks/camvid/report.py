@@ -57,7 +57,11 @@ def baseline(results: Path) -> str:
         settings = (f"{trial['learning_rate']:g}", f"{trial['weight_decay']:g}", "yes" if "jitter" in trial else "no")
         rows.append([*settings, *(percent(curve[step]) for step in steps[:-1]), percent(result.mean_iou[0])])
     head = ["learning rate", "weight decay", "color jitter", *(f"step {step}" for step in steps)]
-    note = "\nmIoU in percent on the validation split, seed 0; a row is a trial, its columns the run's curve.\n"
+    note = (
+        "\nmIoU in percent on the validation split, seed 0; a row is a trial, its columns the run's curve. One seed: "
+        "differences of a point or two may be chance. These trials were started by `hf-segkd benchmark` with the same "
+        "recipes, before the command above existed; their commit was not recorded.\n"
+    )
     return "\n".join([title, markdown_table(head, rows), note])
 
 

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_builders import open_from_arguments
 from hf_segkd.commands.flags import CommandParser
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.reports.files import write_json
@@ -155,8 +154,9 @@ def score(run: Run, split: str) -> None:
     from hf_segkd.evaluation.scoring import evaluate
     from hf_segkd.evaluation.segmenter import Segmenter, default_device
     from hf_segkd.loading.any_model import load_model
+    from hf_segkd.training.inputs import open_training_data
 
-    dataset = open_from_arguments(run.script)
+    dataset = open_training_data(run.script)
     images = dataset.evaluation_set(split)
     segmenter = Segmenter(*load_model(str(run.folder)), device=default_device())
     evaluation = evaluate(segmenter, images, ignore_index=dataset.spec.ignore_index)

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,9 +39,6 @@ def main(argv: list[str] | None = None) -> list[dict]:
     """Export as the command line says and return the rows of the table, PyTorch's first."""
     arguments = parser().parse_args(argv)
     plain_logs()
-    # The exporter warns of torchvision, which nothing here needs, and of its own use of torch.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
     import torch
 
     from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter, crops, images_of, measurements, to_markdown

@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,10 +41,6 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
     from hf_segkd.evaluation.profiling import hardware_name
 
-    # The exporter warns of torchvision, which nothing here needs, and of its own use of torch. Only now, because torch
-    # sets the levels of its loggers when it is imported.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
     arguments.threads = arguments.threads or torch.get_num_threads()
     with readable_errors(ValueError, OSError, ImportError):
         check_positive("budget_ms", arguments.budget_ms)

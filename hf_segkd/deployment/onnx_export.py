@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import operator
 import tempfile
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,19 +119,34 @@ def export_onnx(
 
 def trace(graph: nn.Module, example: Tensor, input_name: str, output_name: str, axes: dict) -> onnx.ModelProto:
     """The ONNX graph of a module with one input and one output; `axes` are the dynamic ones of the input."""
-    program = torch.onnx.export(
-        graph,
-        (example,),
-        dynamo=True,
-        input_names=[input_name],
-        output_names=[output_name],
-        custom_translation_table={operator.floordiv: _floor_division},
-        dynamic_shapes=(axes,),
-        verbose=False,
-    )
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            input_names=[input_name],
+            output_names=[output_name],
+            custom_translation_table={operator.floordiv: _floor_division},
+            dynamic_shapes=(axes,),
+            verbose=False,
+        )
     file = program.model_proto  # made anew at each access
     _forget_source(file)
     return file
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hide its warnings of torchvision, which nothing here needs, and of its own use of torch."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _floor_division(numerator: onnxscript.INT64, denominator: onnxscript.INT64) -> onnxscript.INT64:

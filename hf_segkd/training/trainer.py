@@ -144,7 +144,7 @@ class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentChe
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.add_callback(LogLines if args.disable_tqdm else ProgressBar)
-        # Trainer divides by the accumulation steps itself; before 5.23 it let accelerate divide once more.
+        # Trainer divides by the accumulation steps itself; older releases (5.3) let accelerate divide once more.
         self.accelerator.gradient_accumulation_steps = 1
         # Native heads take **kwargs, which Trainer reads as "the loss is divided by the accumulation steps already".
         self.model_accepts_loss_kwargs = False
