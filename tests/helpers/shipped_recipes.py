@@ -1,9 +1,9 @@
 """The shipped recipes, and the rows of the page that uses them."""
 
-import importlib.util
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+
+import make_recipes
 
 from helpers.commands import distill
 from helpers.paths import ROOT
@@ -30,22 +30,13 @@ def network(pair: str) -> dict:
     return {key: value for key, value in recipe("pairs", pair)["student"].items() if key != "processor"}
 
 
-def load_page() -> ModuleType:
-    """docs/make_recipes.py, which writes the page."""
-    spec = importlib.util.spec_from_file_location("make_recipes", ROOT / "docs" / "make_recipes.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PAGE = load_page()
-ROWS = [table | row for table in PAGE.published() for row in table["rows"]]
+ROWS = [table | row for table in make_recipes.published() for row in table["rows"]]
 RUNS = [row for row in ROWS if "no_recipe" not in row]
 
 
 def read(row: dict, repaired: bool = False) -> tuple:
     """What `distill` makes of a row's command, or of its repaired one: its arguments, config, merged recipe."""
-    arguments = PAGE.arguments(row, repaired)
+    arguments = make_recipes.arguments(row, repaired)
     names, flags = arguments[:3], arguments[3:]
     files = [str(path(kind, name)) for kind, name in zip(KINDS, names, strict=True)]
     argv = [*files, "--output_dir", "runs/x", "--use_cpu", *flags]

@@ -1,9 +1,8 @@
 """Pages that a command writes are what the command writes."""
 
-import importlib.util
 import re
-import sys
 
+import make_models
 import pytest
 
 from helpers.paths import ROOT
@@ -52,32 +51,21 @@ ORIGINALS = {
 }
 
 
-def page(name: str):
-    spec = importlib.util.spec_from_file_location(f"make_{name}", DOCS / f"make_{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-models = page("models")
-
-
-@pytest.mark.parametrize("row", models.ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", make_models.ROWS, ids=lambda row: row.name)
 def test_network_has_the_size_and_the_cost_of_the_original(row):
     """A missing layer or another width shows here before a long training does; a table written by hand ages."""
-    found, macs = models.costs(row)
+    found, macs = make_models.costs(row)
     parameters, gmacs = ORIGINALS[row.name]
     assert found == parameters
     assert macs / 1e9 == pytest.approx(gmacs, rel=0.02)
-    assert models.line(row, found, macs) in (DOCS / "models.md").read_text()
+    assert make_models.line(row, found, macs) in (DOCS / "models.md").read_text()
 
 
 def test_table_of_networks_has_a_row_for_each():
     """A network that is left out of the table is not compared with its original."""
     text = (DOCS / "models.md").read_text()
-    assert len(re.findall(r"^\| ", text, flags=re.MULTILINE)) == len(models.ROWS) + 1
-    assert set(ORIGINALS) == {row.name for row in models.ROWS}
+    assert len(re.findall(r"^\| ", text, flags=re.MULTILINE)) == len(make_models.ROWS) + 1
+    assert set(ORIGINALS) == {row.name for row in make_models.ROWS}
 
 
 def test_table_of_methods_names_every_loss():

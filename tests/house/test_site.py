@@ -1,12 +1,14 @@
 """The pages of the site: written by their commands, reachable, and true to the options that they name."""
 
-import importlib.util
 import inspect
 import re
 import subprocess
 import sys
 from dataclasses import fields
 
+import make_api
+import make_options
+import make_troubleshooting
 import pytest
 import torch
 import yaml
@@ -21,32 +23,23 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 
 
-def generator(name: str, monkeypatch):
-    """The module of docs/make_NAME.py, as its own command imports it."""
-    monkeypatch.syspath_prepend(str(DOCS))
-    spec = importlib.util.spec_from_file_location(f"make_{name}", DOCS / f"make_{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_options_page_is_what_its_command_writes(monkeypatch):
+def test_options_page_is_what_its_command_writes():
     """An option that was added or renamed would be missing on the page that promises all of them."""
-    text = generator("options", monkeypatch).render()
+    text = make_options.render()
     assert (DOCS / "options.md").read_text(encoding="utf-8") == text, "run make docs"
 
 
-def test_api_pages_are_what_their_command_writes(monkeypatch):
+def test_api_pages_are_what_their_command_writes():
     """A module without its entry is one that nobody finds."""
-    written = generator("api", monkeypatch).pages()
+    written = make_api.pages()
     assert {path.stem for path in (DOCS / "api").iterdir()} == set(written)
     for name, text in written.items():
         assert (DOCS / "api" / f"{name}.md").read_text(encoding="utf-8") == text, "run make docs"
 
 
-def test_troubleshooting_shows_the_messages_as_they_are(monkeypatch):
+def test_troubleshooting_shows_the_messages_as_they_are():
     """Who searches the page for a message must find its own words there."""
-    text = generator("troubleshooting", monkeypatch).render()
+    text = make_troubleshooting.render()
     assert (DOCS / "troubleshooting.md").read_text(encoding="utf-8") == text, "run make docs"
     assert text.count("**Cause.**") >= 20
 

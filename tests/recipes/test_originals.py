@@ -3,17 +3,18 @@
 import subprocess
 import sys
 
+import make_recipes
 import pytest
 
 from helpers import originals
 from helpers.paths import ROOT
-from helpers.shipped_recipes import PAGE, RUNS, read
+from helpers.shipped_recipes import RUNS, read
 
 PUBLISHED = [row for row in RUNS if row["name"] not in originals.WITHOUT_SCRIPT]
 
 
 def name_of(row):
-    return " ".join([row["name"], *PAGE.arguments(row)])
+    return " ".join([row["name"], *make_recipes.arguments(row)])
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=name_of)
@@ -71,7 +72,7 @@ def test_the_table_of_originals_names_no_row_that_is_gone():
 @pytest.mark.parametrize("row", [row for row in PUBLISHED if "quirk" in row], ids=name_of)
 def test_a_repaired_row_lacks_the_quirk_and_nothing_else(row):
     """What we recommend could otherwise drift from what it is compared with."""
-    published, repaired = PAGE.arguments(row), PAGE.arguments(row, repaired=True)
+    published, repaired = make_recipes.arguments(row), make_recipes.arguments(row, repaired=True)
     quirk = row["quirk"].split()
     assert published == repaired + quirk and len(quirk) == 2
     _, ours, _ = read(row, repaired=True)
@@ -84,9 +85,9 @@ def test_a_repaired_row_lacks_the_quirk_and_nothing_else(row):
 def test_every_row_says_what_differs_and_where_its_values_are_from():
     """`exact` is a claim: without the script's place nobody could check it."""
     for row in PUBLISHED:
-        assert PAGE.script_link(row) or "no script" in PAGE.differs_in(row), name_of(row)
+        assert make_recipes.script_link(row) or "no script" in make_recipes.differs_in(row), name_of(row)
     for row in RUNS:
-        assert row["name"] not in originals.WITHOUT_SCRIPT or PAGE.differs_in(row)
+        assert row["name"] not in originals.WITHOUT_SCRIPT or make_recipes.differs_in(row)
 
 
 def test_the_page_is_what_its_script_writes():

@@ -2,10 +2,11 @@
 
 from functools import cache
 
+import make_recipes
 import pytest
 import torch
 
-from helpers.shipped_recipes import CLASSES, KINDS, NAMES, PAGE, ROWS, RUNS, network, read, recipe
+from helpers.shipped_recipes import CLASSES, KINDS, NAMES, ROWS, RUNS, network, read, recipe
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import output_shapes
 from hf_segkd.losses import LossSetup, build_losses
@@ -63,7 +64,7 @@ def empty_queues(monkeypatch):
     monkeypatch.setattr(SeededDraws, "unit_rows", lambda self, shape, dtype: torch.empty(shape))
 
 
-@pytest.mark.parametrize("row", RUNS, ids=lambda row: " ".join(PAGE.arguments(row)))
+@pytest.mark.parametrize("row", RUNS, ids=lambda row: " ".join(make_recipes.arguments(row)))
 def test_command_of_a_published_row_builds_its_losses(row, empty_queues):
     """A flag that is gone, or a map too small for a loss, would be found by whoever wants to reproduce the row."""
     script, config, merged = read(row)
@@ -79,7 +80,7 @@ def test_command_of_a_published_row_builds_its_losses(row, empty_queues):
 
 def test_every_recipe_of_the_originals_leads_to_a_published_row():
     """A recipe that no row uses is one whose numbers nobody compares."""
-    used = {kind: {PAGE.arguments(row)[index] for row in RUNS} for index, kind in enumerate(KINDS)}
+    used = {kind: {make_recipes.arguments(row)[index] for row in RUNS} for index, kind in enumerate(KINDS)}
     missing = {kind: [name for name in NAMES[kind] if name not in used[kind]] for kind in KINDS}
     assert missing == {
         "datasets": ["synthetic"],
@@ -91,16 +92,18 @@ def test_every_recipe_of_the_originals_leads_to_a_published_row():
 
 def test_page_of_recipes_is_up_to_date():
     """`python docs/make_recipes.py` writes it; a number changed in one place only would be believed in the other."""
-    assert PAGE.render(PAGE.PAGE.read_text(encoding="utf-8")) == PAGE.PAGE.read_text(encoding="utf-8")
+    assert make_recipes.render(make_recipes.PAGE.read_text(encoding="utf-8")) == make_recipes.PAGE.read_text(
+        encoding="utf-8"
+    )
 
 
 def test_cited_numbers_have_a_source_and_measured_ones_a_cell_of_the_results():
     """Numbers from memory, and ours in the column of theirs, are what the page exists to prevent."""
-    assert all(table["source"] and table["teacher"] for table in PAGE.published())
+    assert all(table["source"] and table["teacher"] for table in make_recipes.published())
     assert all(float(number) > 0 for row in ROWS for number in row.get("published", {}).values())
     for row in ROWS:
-        cited, ours = PAGE.row_cells(row)[4:6]
+        cited, ours = make_recipes.row_cells(row)[4:6]
         assert ours == "" or ("ours" in row and ours.endswith("(results.md)"))
         assert (cited == "–") == ("published" not in row)
     with pytest.raises(ValueError, match="has no row 'mIoU' with a column 'nobody'"):
-        PAGE.measured(section="Quickstart: synthetic street scenes", row="mIoU", column="nobody")
+        make_recipes.measured(section="Quickstart: synthetic street scenes", row="mIoU", column="nobody")
