@@ -13,6 +13,8 @@ Stages, in this order:
   methods    each method at the best of these weights, three other seeds, test split
   longer     the baseline with half as many steps again, for a comparison at equal time, three seeds, test split
   labels     46, 92, 184, 367 labeled images: alone, with KD on them, with KD on the other images too; test
+  teachers   KD from one teacher on crops, from its stored maps of whole images, from those with flip and scales, from
+             those of four teachers; half as many steps, three seeds, test split
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ RESULTS = HERE.parent / "results" / "camvid"
 RECIPES = HERE.parents[1] / "hf_segkd" / "recipes" / "methods"
 SCHEDULE = str(HERE / "schedule.yaml")
 TEACHER = "ESP_SD+KD+CITY_65.1.pth"
+# The released files that were trained with 2000 more images.
+FOUR = (TEACHER, "esp-c_KD+CITY+SD_64.1.pth", "ESP_kd+city+63.2.pth", "esp-c_kd+city_62.8.pth")
 METHODS = ("kd", "cwd_logits", "dist", "bpkd", "skd_pairwise", "at", "fitnet", "pkd")
 FACTORS = {"third": 1 / 3, "recipe": 1.0, "triple": 3.0}
 TRIAL_SEED, SEEDS = ("0",), ("1", "2", "3")
@@ -79,12 +83,25 @@ def run_labels(arguments: argparse.Namespace) -> None:
             queue(f"labels/{count}_unlabeled", ["kd"], SEEDS, "test", arguments, [*data, *stored, *more])
 
 
+def run_teachers(arguments: argparse.Namespace) -> None:
+    steps = ["--max_steps", str(schedule_steps() // 2)]
+    views = ["--teacher_flip", "--teacher_scales", "0.5", "1", "2"]
+    four = ["--teacher", *(str(Path(arguments.checkpoints) / name) for name in FOUR)]
+    queue("teachers/alone", ["baseline"], SEEDS, "test", arguments, steps)
+    queue("teachers/live", ["kd"], SEEDS, "test", arguments, [*steps, *teacher(arguments)])
+    for name, described in (("cached", teacher(arguments)), ("views", [*teacher(arguments), *views]), ("four", four)):
+        folder = "teacher_cache" if name == "cached" else f"teacher_cache_{name}"
+        stored = [*described, "--teacher_cache", str(Path(arguments.output_dir) / folder)]
+        queue(f"teachers/{name}", ["kd"], SEEDS, "test", arguments, [*steps, *stored])
+
+
 STAGES = {
     "baseline": run_baseline,
     "weights": run_weights,
     "methods": run_methods,
     "longer": run_longer,
     "labels": run_labels,
+    "teachers": run_teachers,
 }
 
 
