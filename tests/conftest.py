@@ -8,6 +8,7 @@ import tempfile
 _CACHE = tempfile.TemporaryDirectory(prefix="hf_segkd_tests_")
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=_CACHE.name)
 
+import datasets
 import pytest
 import torch
 
@@ -19,20 +20,36 @@ from hf_segkd.commands import distill
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.reports import run_folder
 
-# Files whose tests start processes or train several runs: `make test-fast` leaves them out.
+# Files whose tests start processes, train several runs or build large networks: `make test-fast` does not read them.
 INTEGRATION = (
     *("commands/", "conversion/", "deployment/", "hub/", "loading/", "reports/", "training/"),
     *("data/test_transforms.py", "evaluation/test_evaluation.py", "evaluation/test_teacher.py"),
     *("dataset_builders/test_builders.py", "dataset_builders/test_cases.py", "dataset_builders/test_completeness.py"),
     *("house/test_benchmarks.py", "house/test_docs.py", "house/test_extensions.py", "house/test_trajectories.py"),
     *("losses/test_adversarial.py", "losses/test_memory.py", "losses/test_similarity_triton.py"),
-    *("models/test_espnetv2.py", "models/test_released_code.py"),
+    *(
+        "models/test_espnetv2.py",
+        "models/test_models.py",
+        "models/test_released_code.py",
+        "models/test_torch_export.py",
+    ),
+    *("dataset_builders/test_builders_details.py", "recipes/test_published_rows.py"),
 )
+
+
+def is_integration(path):
+    return path.relative_to(TESTS).as_posix().startswith(INTEGRATION)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Files that would be deselected are not even imported."""
+    without = "not integration" in config.option.markexpr
+    return True if without and collection_path.is_file() and is_integration(collection_path) else None
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.relative_to(TESTS).as_posix().startswith(INTEGRATION):
+        if is_integration(item.path):
             item.add_marker("integration")
         if reason := reason_to_skip(item.nodeid):
             item.add_marker(pytest.mark.skip(reason=reason))
@@ -42,6 +59,13 @@ def pytest_collection_modifyitems(items):
 def one_thread():
     """Sums in one order: bit-exact comparisons must not depend on the machine's cores."""
     torch.set_num_threads(int(os.environ.get("HF_SEGKD_TEST_THREADS", "1")))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_waits():
+    """Libraries wait five seconds for the threads and processes of a stream or loader that a test leaves unread."""
+    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
 
 
 @pytest.fixture(autouse=True, scope="module")

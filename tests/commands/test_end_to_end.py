@@ -20,7 +20,7 @@ from hf_segkd.losses import LOSSES
 pytestmark = pytest.mark.usefixtures("module_without_figures")
 
 METHODS = sorted((ROOT / "hf_segkd" / "recipes" / "methods").glob("*.yaml"))
-STEPS, SHORT = 8, 2
+STEPS, SHORT = 4, 2
 # A discriminator reads logits of at least 64x64, which ESPNet's decoder gives for a crop of that size.
 LARGE_LOGITS = {
     "student": {**TINY, "use_decoder": True},

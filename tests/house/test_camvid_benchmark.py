@@ -1,4 +1,4 @@
-"""The queue of the CamVid benchmark, its data and its disturbed pictures."""
+"""The queue of the CamVid benchmark, its data and its disturbed pictures; the tables of the nuclei."""
 
 import argparse
 import importlib
@@ -85,3 +85,10 @@ def test_page_is_what_its_command_writes_from_the_committed_results(tmp_path):
     assert (ROOT / "docs" / "camvid.md").read_text(encoding="utf-8") == (tmp_path / "camvid.md").read_text(
         encoding="utf-8"
     )
+
+
+def test_tables_of_the_nuclei_are_what_their_command_writes():
+    """The same, for the binary example."""
+    nuclei = importlib.import_module("benchmarks.nuclei.__main__")
+    _, rest = nuclei.PAGE.read_text(encoding="utf-8").split(nuclei.MARKS[0])
+    assert rest.split(nuclei.MARKS[1])[0] == nuclei.tables()

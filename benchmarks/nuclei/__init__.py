@@ -1,0 +1,1 @@
+"""A binary example from folder to int8 file: nuclei in microscopy pictures."""
