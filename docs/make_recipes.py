@@ -3,7 +3,7 @@
 python docs/make_recipes.py [--check]
 
 Cited numbers come from docs/published.yaml, measured ones from docs/results.md, the rest from the recipes themselves.
-What stands above the mark in docs/recipes.md is written by hand and stays.
+The text above the mark in docs/recipes.md is written by hand and kept.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def render(page: str) -> str:
     for kind in ("datasets", "pairs", "methods"):
         rows = [(f"`{path.stem}`", first_comment(path)) for path in sorted((RECIPES / kind).glob("*.yaml"))]
         parts.append(f"## {kind.capitalize()}\n\n" + markdown_table((kind[:-1], "what it is"), rows))
-    parts.append("## Published results\n\nmIoU in percent. A dash: no number in our sources.\n")
+    parts.append("## Published results\n\nmIoU in percent. A dash means that our sources have no number.\n")
     parts += [section(table) for table in published()]
     return "\n".join(parts)
 
@@ -44,7 +44,7 @@ def published() -> list[dict[str, Any]]:
 
 @cache
 def differences() -> dict[str, str]:
-    """What all rows of a method do otherwise than the original, by recipe."""
+    """What all rows of a method do differently from the original, by recipe."""
     return load_yaml((DOCS / "published.yaml").read_text(encoding="utf-8"))["differences"]
 
 
@@ -78,7 +78,7 @@ def row_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def differs_in(row: dict[str, Any]) -> str:
-    """What the row still does otherwise than the original; empty for nothing."""
+    """What the row still does differently from the original; empty for nothing."""
     return row.get("differs") or differences().get(row.get("recipe", row["method"]), "")
 
 

@@ -260,7 +260,7 @@ ROW_LOSSES = {
 WITHOUT_SCRIPT = (
     "Cityscapes, MMSegmentation's protocol",
     "CamVid, ESPNet",
-    "CamVid, ESPNet students that go on from the released baselines",
+    "CamVid, ESPNet students that start from the released baselines",
     "Teachers of the Hub",
 )
 
