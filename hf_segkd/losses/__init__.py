@@ -86,6 +86,11 @@ def check_losses(specs: dict[str, dict]) -> None:
             raise ValueError(
                 f"Unknown loss {method!r}.{did_you_mean(method, LOSSES)} Known losses: {', '.join(LOSSES)}."
             )
+        if not issubclass(LOSSES[method], DistillationLoss):
+            raise ValueError(
+                f"The loss {method!r} is a {LOSSES[method].__name__}, which is no subclass of DistillationLoss: "
+                "docs/contributing.md shows one."
+            )
         known = [*list(inspect.signature(LOSSES[method]).parameters)[1:], *COMMON_OPTIONS]
         hints = get_type_hints(LOSSES[method].__init__)
         for option, value in options.items():

@@ -1,29 +1,12 @@
-"""Files of a loss, a backbone and a dataset that nobody has added yet: what an extension consists of."""
+"""Files of a loss (the page's), a backbone and a dataset that nobody has added yet: what an extension consists of."""
 
-LOSS = '''"""Mean squared error of one map."""
+import re
 
-import torch.nn.functional as F
-from torch import Tensor
+from helpers.paths import ROOT
 
-from hf_segkd.losses.base import DistillationLoss, LossSetup, get_layer, resize_like
-from hf_segkd.models.outputs import SegmentationOutput
-
-
-class ToyLoss(DistillationLoss):
-    """Mean squared error of the logits."""
-
-    paper = "https://huggingface.co/papers/1503.02531"
-    citation = "@article{toy}"
-    time_growth = "BNK"
-    memory_growth = "one map"
-
-    def __init__(self, setup: LossSetup, layer: str = "logits"):
-        super().__init__(setup, layer=layer)
-
-    def forward(self, student: SegmentationOutput, teacher: SegmentationOutput, labels: Tensor) -> Tensor:
-        logits = get_layer(student, self.layer)
-        return F.mse_loss(logits, resize_like(get_layer(teacher, self.layer), logits))
-'''
+_PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+LOSS = re.search(r"```python\n(.*?class LogitMSELoss.*?)```", _PAGE, flags=re.DOTALL)[1]
+LOSS_RECIPE = re.search(r"```yaml\n(# Mean squared.*?)```", _PAGE, flags=re.DOTALL)[1]
 
 BACKBONE = '''"""Four convolutions."""
 
@@ -106,8 +89,9 @@ class Leaves(PairBuilder):
 # File of the addition, its text; file that gets one line, the line before which it goes, the line.
 ADDITIONS = {
     "loss": (
-        *("hf_segkd/losses/toy.py", LOSS),
-        *("hf_segkd/losses/__init__.py", '    "kd": "kd:KDLoss",\n', '    "toy": "toy:ToyLoss",\n'),
+        *("hf_segkd/losses/logit_mse.py", LOSS),
+        "hf_segkd/losses/__init__.py",
+        *('    "kd": "kd:KDLoss",\n', '    "logit_mse": "logit_mse:LogitMSELoss",\n'),
     ),
     "backbone": (
         *("hf_segkd/models/toy_backbone.py", BACKBONE),
@@ -124,6 +108,8 @@ ADDITIONS = {
     ),
 }
 RECIPES = {
-    "hf_segkd/recipes/methods/toy.yaml": "# A toy loss.\nlosses:\n  task: {}\n  toy: {weight: 0.1}\n",
+    "hf_segkd/recipes/methods/logit_mse.yaml": re.search(r"```yaml\n(# Mean squared.*?)```", _PAGE, flags=re.DOTALL)[
+        1
+    ],
     "hf_segkd/recipes/datasets/leaves.yaml": "# Leaves, a toy dataset.\ndataset: leaves\ncrop_size: [32, 32]\n",
 }

@@ -12,7 +12,7 @@ from PIL import Image
 from helpers.extension_files import ADDITIONS, RECIPES
 from helpers.paths import ROOT, TESTS
 
-CONTRACT = "loss and toy and not has_a_test_of_its_own"
+CONTRACT = "loss and logit_mse and not has_a_test_of_its_own"
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,9 @@ def test_the_page_names_the_file_and_the_line_of_each_step(kind):
     _, _, table, _, line = ADDITIONS[kind]
     for own, general in (
         ("toy_backbone", "NAME"),
-        ("toy", "NAME"),
+        ("logit_mse", "NAME"),
         ("leaves", "NAME"),
+        ("LogitMSE", "Name"),
         ("Toy", "Name"),
         ("Leaves", "Name"),
     ):
@@ -88,9 +89,9 @@ def test_the_three_train_together_by_their_names(extended, tmp_path):
     common += ["--per_device_train_batch_size", "4"]
     run(extended, "hf_segkd", "distill", "leaves", "baseline", *common, "--output_dir", tmp_path / "teacher")
     teacher = ["--teacher", tmp_path / "teacher"]
-    run(extended, "hf_segkd", "distill", "leaves", "toy", *common, *teacher, "--output_dir", tmp_path / "out")
+    run(extended, "hf_segkd", "distill", "leaves", "logit_mse", *common, *teacher, "--output_dir", tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"model.safetensors", "metrics.json", "README.md", "modeling_segkd.py"} <= files
     assert "class ToyBackbone" in (tmp_path / "out" / "modeling_segkd.py").read_text()
     assert "CC0" in (tmp_path / "out" / "README.md").read_text()
-    assert "toy" in run(extended, "hf_segkd", "recipes", "toy")
+    assert "logit_mse" in run(extended, "hf_segkd", "recipes", "logit_mse")

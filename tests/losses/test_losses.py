@@ -226,6 +226,13 @@ def test_wrong_losses_in_a_recipe_are_named(specs, message):
     assert message in str(error.value)
 
 
+def test_a_module_that_is_no_distillation_loss_is_refused_by_name(monkeypatch):
+    """A first loss of one's own is often a plain module, as in the README; in a recipe it ended in a stack trace."""
+    monkeypatch.setitem(LOSSES, "mine", torch.nn.MSELoss)
+    with pytest.raises(ValueError, match="'mine' is a MSELoss, which is no subclass of DistillationLoss"):
+        check_losses({"mine": {}})
+
+
 @pytest.mark.parametrize(
     "name, options, message",
     [
