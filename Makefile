@@ -14,13 +14,14 @@ demo: .venv
 docs: docs-pages .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
 
+# One page shows what a misspelled model answers: the Hub is not asked for it.
 docs-pages: .venv
 	$(BIN)/python docs/make_api.py
 	$(BIN)/python docs/make_methods.py
 	$(BIN)/python docs/make_models.py
 	$(BIN)/python docs/make_options.py
 	$(BIN)/python docs/make_recipes.py
-	$(BIN)/python docs/make_troubleshooting.py
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/make_troubleshooting.py
 
 # The site with its search on http://127.0.0.1:8000, written again whenever a page changes.
 docs-serve: .venv/installed-docs

@@ -21,7 +21,6 @@ STUDENT = {"model_type": "espnet", "use_decoder": False, "depths": [1, 1]}
 # Models that a page takes for granted, with the data whose classes they know.
 MODELS = {
     "README.md": {"TEACHER": "photos"},
-    "index.md": {"TEACHER": "photos"},
     "deployment.md": {"runs/student": "camvid", "runs/baseline": "camvid"},
     "performance.md": {"runs/teacher": "camvid", "runs/student": "camvid"},
     "teachers.md": {"runs/espnet": "camvid", "runs/espnet_city": "camvid"},
