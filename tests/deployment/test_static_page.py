@@ -229,6 +229,21 @@ def take_pictures(tab, folder):
 
 
 @pytest.mark.slow
+def test_browser_takes_a_picture_of_48_megapixels(models, tmp_path):
+    """A camera's picture must neither stop the page nor leave it with the result of the one before."""
+    page = static_page.write_static_page(tmp_path / "page", *models[0], npm_package("onnxruntime-web"), "student")
+    scene(0, 600, 800).resize((8000, 6000)).save(tmp_path / "camera.jpg", quality=95)
+    with chromium() as browser:
+        tab = browser.new_page(viewport={"width": 390, "height": 844})
+        tab.goto((page / "index.html").as_uri())
+        status(tab, "Open a picture")
+        tab.locator("#file").set_input_files(tmp_path / "camera.jpg")
+        status(tab, r"^Reading the picture|\d ms · 1024 × 768 pixels$", timeout=5_000)
+        status(tab, r"\d ms · 1024 × 768 pixels$")
+        assert tab.locator("#legend tr").count() > 1
+
+
+@pytest.mark.slow
 def test_browser_shows_the_webcam_and_says_what_fails(models, tmp_path):
     """A phone's camera is what such a page is for; a text file is what somebody will try."""
     page = static_page.write_static_page(tmp_path / "page", *models[0], npm_package("onnxruntime-web"), "student")

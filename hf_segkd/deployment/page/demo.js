@@ -166,6 +166,7 @@ function moveSlider() {
 
 async function openBlob(blob) {
   stopWebcam();
+  say("Reading the picture …");
   let pixels;
   try {
     pixels = await decodePicture(blob);
