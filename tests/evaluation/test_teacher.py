@@ -211,8 +211,9 @@ CITY = ("ESP_SD+KD+CITY_65.1", "ESP_kd+city+63.2", "esp-c_KD+CITY+SD_64.1", "esp
         (CITY[:1], {"teacher_flip": True}, 68.25),
         (CITY[:1], {"teacher_flip": True, "teacher_scales": [0.5, 1.0, 2.0]}, 68.68),
         (CITY, {}, 69.78),
+        (CITY, {"teacher_flip": True, "teacher_scales": [0.5, 1.0, 2.0]}, 70.07),
     ],
-    ids=["one", "flip", "flip and scales", "four"],
+    ids=["one", "flip", "flip and scales", "four", "four with flip and scales"],
 )
 def test_released_espnets_score_together_what_was_measured_elsewhere(camvid, files, options, expected):
     """Every third test image from the first, scored at the size of the labels: numbers that another code found."""
@@ -224,5 +225,6 @@ def test_released_espnets_score_together_what_was_measured_elsewhere(camvid, fil
     description = described([str(folder / f"{name}.pth") for name in files], teacher_stride=1, **options)
     model, processor = description.load(data.spec.labels)
     every_third = torch.utils.data.Subset(images, range(0, len(images), 3))
-    found = score(Segmenter(zero_subnormals(model), processor), every_third).scores()["mean_iou"]
+    model = zero_subnormals(model).to(memory_format=torch.channels_last)  # a fifth faster; only rounding differs
+    found = score(Segmenter(model, processor), every_third).scores()["mean_iou"]
     assert len(every_third) == 78 and 100 * found == pytest.approx(expected, abs=0.1)

@@ -13,6 +13,9 @@ import torch
 from helpers.paths import ROOT
 from hf_segkd.losses import LOSSES
 from hf_segkd.models import SegmentationOutput
+from hf_segkd.recipe import parse
+from hf_segkd.training.config import DistillationConfig
+from hf_segkd.training.options import ScriptArguments
 
 sys.path.append(str(ROOT))
 cases, scale, step = (importlib.import_module(f"benchmarks.{name}") for name in ("cases", "scale", "step"))
@@ -116,3 +119,35 @@ def test_curve_over_labeled_images_is_drawn_from_finished_runs(tmp_path, capsys)
     capsys.readouterr()
     assert few_labels.main([*argv, "--use_cpu"]) == first
     assert "| labeled images | labels alone | few_labels |" in capsys.readouterr().out
+
+
+def test_gain_without_labels_comes_with_its_standard_error():
+    """Pairs of one seed share their noise: the error is that of the paired gains, here 1, 2 and 6 points."""
+    label_free = importlib.import_module("benchmarks.label_free")
+    gains = (0.01, 0.02, 0.06)
+    rows = [{"seed": seed, "from scratch": 0.3, "pretrained": 0.3 + gain} for seed, gain in enumerate(gains)]
+    text = label_free.table(rows)
+    assert "| 2 | 30.00 | 36.00 | +6.00 |" in text and "Mean paired gain +3.00 points, standard error 1.53." in text
+
+
+def test_forms_of_a_teacher_differ_in_nothing_else(tmp_path):
+    """Another weight or temperature in one of the forms would pass for an effect of the teacher."""
+    forms = importlib.import_module("benchmarks.teacher_forms")
+    found = {}
+    for form in forms.FORMS:
+        words = ["datasets/synthetic", "pairs/synthetic", str(forms.write_recipe(form, tmp_path))]
+        found[form] = parse((ScriptArguments, DistillationConfig), [*words, "--output_dir", str(tmp_path)])[1]
+    live, whole, views = found.values()
+    assert {key for key in whole if whole[key] != live.get(key)} == {"teacher_cache"}
+    assert {key for key in views if views[key] != whole.get(key)} == {"teacher_cache", *forms.VIEWS}
+
+
+def test_seconds_of_a_step_reach_from_one_end_to_the_next(monkeypatch):
+    """Reading the next images, or their stored maps, is part of a step's cost; starting up is not."""
+    cache = importlib.import_module("benchmarks.teacher_cache")
+    ticks = iter([5.0, 6.0, 8.5])
+    monkeypatch.setattr(cache.time, "process_time", lambda: next(ticks))
+    clock = cache.StepSeconds()
+    for _ in range(3):
+        clock.on_step_end()
+    assert clock.seconds() == [1.0, 2.5]
