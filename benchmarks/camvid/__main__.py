@@ -15,6 +15,8 @@ Stages, in this order:
   labels     46, 92, 184, 367 labeled images: alone, with KD on them, with KD on the other images too; test
   teachers   KD from one teacher on crops, from its stored maps of whole images, from those with flip and scales, from
              those of four teachers; half as many steps, three seeds, test split
+  best       training and validation images together, four teachers, more steps: ESPNet-C from scratch, ESPNetv2-2.0
+             from Cityscapes with and without teachers; one seed, test split
 """
 
 from __future__ import annotations
@@ -95,6 +97,17 @@ def run_teachers(arguments: argparse.Namespace) -> None:
         queue(f"teachers/{name}", ["kd"], SEEDS, "test", arguments, [*steps, *stored])
 
 
+def run_best(arguments: argparse.Namespace) -> None:
+    four = ["--teacher", *(str(Path(arguments.checkpoints) / name) for name in FOUR)]
+    stored = [*four, "--teacher_cache", str(Path(arguments.output_dir) / "teacher_cache_four")]
+    start = ["--student", str(Path(arguments.checkpoints) / "espnetv2" / "espnetv2_s_2.0_city_1024x512.pth")]
+    more = {"espnetv2_alone": start, "espnetv2_taught": [*start, *stored], "espnetc_taught": stored}
+    for name, flags in more.items():
+        method = "baseline" if name == "espnetv2_alone" else "kd_cwd"
+        recipe = str(HERE / "best" / f"{name.partition('_')[0]}.yaml")
+        queue(f"best/{name}", [method], SEEDS[:1], "test", arguments, flags, recipes=[recipe])
+
+
 STAGES = {
     "baseline": run_baseline,
     "weights": run_weights,
@@ -102,6 +115,7 @@ STAGES = {
     "longer": run_longer,
     "labels": run_labels,
     "teachers": run_teachers,
+    "best": run_best,
 }
 
 
@@ -112,13 +126,14 @@ def queue(
     split: str,
     arguments: argparse.Namespace,
     flags: Sequence[str] = (),
+    recipes: Sequence[str] = (),
 ) -> None:
-    """Run what is missing of a stage, and copy what it found to the results."""
+    """Run what is missing of a stage, and copy what it found to the results; `recipes` go on top of the schedule."""
     folder = Path(arguments.output_dir) / stage
     data = [] if "--data_dir" in flags else ["--data_dir", arguments.data_dir]
     cache = ["--cache_dir", str(Path(arguments.output_dir) / "decoded")]
     options = ["--methods", *methods, "--seeds", *seeds, "--split", split, "--output_dir", str(folder)]
-    failed = benchmark.main([SCHEDULE, *options, *data, *cache, *flags])
+    failed = benchmark.main([SCHEDULE, *recipes, *options, *data, *cache, *flags])
     if failed:
         raise SystemExit(f"Stage {stage}: {failed} runs failed. Their logs lie in {folder}.")
     target = Path(arguments.results) / stage
