@@ -30,7 +30,7 @@ reaches into a mapping: `--losses.kd.weight 2`. With `--data`, what is not given
 [derived](your_own_data.md#without-choosing-anything). The options of transformers' `TrainingArguments` work as well:
 `hf-segkd distill --help-all` lists them.
 """
-TABLE = "| option | values | default | what it does |\n|---|---|---|---|\n"
+TABLE = "| option | what it does | values | default |\n|---|---|---|---|\n"
 LOSS_HEADER = """
 ## Options of the losses
 
@@ -70,7 +70,7 @@ def field_row(option: Field, hint: Any) -> str:
 
 def row(name: str, kind: str, default: str, text: str) -> str:
     text = re.sub(r" \(default: [^()]*\)\.?$", ".", text or "") if default else text or ""
-    return f"| `{name}` | {kind} | {default} | {cell(text)} |\n"
+    return f"| `{name}` | {cell(text)} | {kind} | {default} |\n"
 
 
 def values(hint: Any) -> str:
