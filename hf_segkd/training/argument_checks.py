@@ -65,6 +65,11 @@ def check_arguments(args: TrainingArguments, student: PreTrainedModel) -> None:
         )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16 needs a GPU: on a CPU the run would be in float32. Leave it out, or use bf16.")
+    if args.quantization_aware and args.activation_checkpointing:
+        raise ValueError(
+            "quantization_aware with activation_checkpointing: maps would be computed a second time without rounding. "
+            "Leave one of them out."
+        )
     if args.activation_checkpointing and not student.supports_gradient_checkpointing:
         raise ValueError(
             f"activation_checkpointing: {type(student).__name__} cannot do it. Leave it out; a smaller "

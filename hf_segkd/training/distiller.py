@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 
@@ -17,6 +18,7 @@ from hf_segkd.losses import Weight, WeightSchedule, build_losses, build_schedule
 from hf_segkd.losses.base import LossSetup
 from hf_segkd.models import InputNormalization, SegmentationOutput, input_channels, upsamples_with_align_corners
 from hf_segkd.training.config import DistillationConfig
+from hf_segkd.training.int8_rounding import Int8Rounding
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Distiller(nn.Module):
             buffer `progress`, a scalar from 0 to 1, is the time: the trainer sets it before each step.
         shared (`Sequence[int]`, *optional*): The classes that the teacher knows, by default all; see
             [`~hf_segkd.loading.class_map.shared_classes`].
+        quantization_aware (`bool`, *optional*, defaults to `False`): Train on rounded values, see
+            [`~hf_segkd.training.int8_rounding.Int8Rounding`].
 
     Raises:
         ValueError: In `forward`, when a weight names a term that its loss does not return.
@@ -58,6 +62,7 @@ class Distiller(nn.Module):
         normalization: InputNormalization | None = None,
         schedules: dict[str, WeightSchedule] | None = None,
         shared: Sequence[int] | None = None,
+        quantization_aware: bool = False,
     ):
         super().__init__()
         self.student = student
@@ -66,6 +71,7 @@ class Distiller(nn.Module):
         self.normalization = normalization if normalization is not None else nn.Identity()
         self.image_dtype = normalization.dtype if normalization is not None else torch.uint8
         self.schedules = schedules or {}
+        self.rounding = Int8Rounding() if quantization_aware else nullcontext()
         self.shared = None if shared is None else ClassMap([[index] for index in shared])
         self.given_images = {name for name, x in self.losses.items() if "images" in signature(x.forward).parameters}
         # A tensor, so that a compiled step is not compiled again for each value.
@@ -82,7 +88,8 @@ class Distiller(nn.Module):
             pixel_values = self.normalization(pixel_values)
         else:
             pixel_values = self.normalization(pixel_values, content)
-        student = self.student(pixel_values=pixel_values, output_hidden_states=True)
+        with self.rounding:
+            student = self.student(pixel_values=pixel_values, output_hidden_states=True)
         terms, total = {}, 0.0
         # Float32 whatever the autocast: softmax sums over 10^5 positions and squared similarities lose in bf16.
         with torch.autocast(pixel_values.device.type, enabled=False):
@@ -176,4 +183,5 @@ def build_distiller(
     torch.manual_seed(args.seed)
     setup = loss_setup(student, teacher, size, ignore_index, args.seed)
     losses, weights = build_losses(args.losses, setup, shared)
-    return Distiller(student, losses, weights, normalization, build_schedules(args.losses), shared)
+    schedules = build_schedules(args.losses)
+    return Distiller(student, losses, weights, normalization, schedules, shared, args.quantization_aware)
