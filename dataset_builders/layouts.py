@@ -107,7 +107,11 @@ def pair_layouts(layouts: list[Layout], files: dict[str, RawFile], fraction: flo
     for split, pairs in splits.items():
         _check_bare(split, pairs, layouts[0])
     if not splits.get("train"):
-        raise ValueError(f"There are pictures in the splits {', '.join(splits)}, and none to train on.")
+        filled = ", ".join(split for split, pairs in splits.items() if pairs)
+        raise ValueError(
+            f"There are pictures of the split {filled}, and none to train on. Put those beside them, in folders "
+            "called train; to score a model on the others, one labeled picture is enough there."
+        )
     if "validation" not in splits:
         splits["train"], splits["validation"] = draw_validation(splits["train"], fraction, seed)
     return {split: list(splits[split].values()) for split in SPLITS if split in splits}

@@ -169,3 +169,14 @@ def test_folders_that_do_not_pair_up_are_refused(photos, load, tmp_path):
     with pytest.raises(ValueError, match=r"Both .*4\.jpg and .*4\.png match images"):
         (photos / "masks" / "x_mask.png").unlink()
         load(photos)
+
+
+def test_pictures_to_score_on_alone_are_refused_with_what_is_missing(load, tmp_path):
+    """Whoever sets photos aside to score a model must be told how, in words that name what lies there."""
+    for kind, draw in (("images", picture), ("masks", ids)):
+        save(tmp_path / kind / "val" / "1.png", draw(1))
+    with pytest.raises(ValueError, match="of the split validation, and none to train on. Put those .* called train"):
+        load(tmp_path)
+    for kind, draw in (("images", picture), ("masks", ids)):
+        save(tmp_path / kind / "train" / "2.png", draw(2))
+    assert len(load(tmp_path, "validation")) == 1
