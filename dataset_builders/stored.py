@@ -223,7 +223,8 @@ def renamed(
     kept = [config.image_column, config.label_column, "image_id"]
     rows = rows.select_columns([name for name in kept if name in rows.column_names])
     names = {config.image_column: "image", config.label_column: "annotation"}
-    rows = rows.rename_columns(names)
+    # Streamed rows refuse to give a column the name that it has.
+    rows = rows.rename_columns({old: new for old, new in names.items() if old != new})
     if isinstance(rows.features["annotation"], datasets.Image):
         # A mode, "L" for instance, would turn palette indices into gray levels.
         rows = rows.cast_column("annotation", datasets.Image())

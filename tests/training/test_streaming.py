@@ -55,6 +55,17 @@ def rows_read(stream, count, workers, monkeypatch):
     return list(islice(chain.from_iterable(loader), count))
 
 
+def test_a_folder_with_the_columns_of_prepare_is_streamed(tmp_path):
+    """`hf-segkd prepare` calls them image and annotation; streamed rows refused to rename a column to its own name."""
+    rows = table(4).rename_columns({"photo": "image", "mask": "annotation"})
+    (tmp_path / "stored").mkdir()
+    for split in ("train", "validation"):
+        rows.to_parquet(str(tmp_path / "stored" / f"{split}-00000-of-00001.parquet"))
+    dataset = open_dataset(str(tmp_path / "stored"), streaming=True, labels=NAMES, cache_dir=str(tmp_path / "cache"))
+    row = next(iter(dataset.stream(TrainTransform((16, 16)), process=0, processes=1, seed=1, shuffle_buffer=3)))
+    assert row["labels"].shape == (16, 16)
+
+
 @pytest.mark.parametrize(
     "processes, workers, share", [(1, 0, 8), (2, 0, 4), pytest.param(2, 2, 4, marks=pytest.mark.slow)]
 )
