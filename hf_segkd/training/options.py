@@ -130,7 +130,7 @@ class DistillationArguments:
     )
     quantization_aware: bool = field(
         default=False,
-        metadata=_help("Train on weights and maps rounded as int8 files hold them, so that int8 costs less mIoU."),
+        metadata=_help("Train on weights and maps rounded as int8 files hold them. Compare with a run without it."),
     )
     losses: dict | str | None = field(
         default_factory=lambda: {"task": {}},
