@@ -248,6 +248,11 @@ class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentChe
             self.optimizer = chain(first, loss_optimizers(self.model.losses).values())
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        # transformers divides by the number of steps after the warmup.
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        return super().create_scheduler(max(num_training_steps, warmup + 1), optimizer)
+
     def get_decay_parameter_names(self, model):
         # One parameter group, norms and biases included, as in all the original repositories.
         return [name for name, _ in model.named_parameters()]

@@ -258,3 +258,12 @@ def test_trainer_clips_the_losses_that_ask_for_it(accumulation, tmp_path, tiny_s
 def shapes():
     maps = {"features": torch.Size((1, 4, 8, 8))}
     return LossSetup(maps, num_labels=2, teacher=maps)
+
+
+def test_a_run_that_is_all_warmup_trains(tmp_path):
+    """`--max_steps 40` on a recipe with 40 steps of warmup ended in a division by zero."""
+    student = load_model({**TINY, "use_decoder": False}, id2label=LABELS)[0]
+    trainer = trainer_for(tmp_path, student, max_steps=2, warmup_steps=2, lr_scheduler_type="polynomial", **ONE_RUN)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([0.0, 0.005])
