@@ -53,6 +53,8 @@ def script_of(page: Path) -> str:
 def write_folder(root: Path, page: str) -> Path:
     """All that the runnable blocks of any page name, and the models of this one. Models of the Hub are folders."""
     write_photos(root / "photos")
+    for index in range(12, 16):  # pretrain takes 16 in a step
+        save(root / "photos" / "images" / f"{index}.jpg", street(index))
     for folder in (root, root / "photos"):
         (folder / "labels.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     write_set(root / "fields", len(FOUR))
