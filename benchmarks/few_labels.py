@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> dict:
     more = ["--use_cpu"] if arguments.use_cpu else []
     teacher = folder / "teacher"
     run([*common, "pairs/synthetic_teacher", "baseline", *more, *steps(arguments.teacher_steps)], teacher)
-    pool = draw_pool(folder / "unlabeled", max(arguments.counts))
+    labeled = max(arguments.counts)
+    pool = draw_pool(folder / f"unlabeled_from_{labeled}", labeled)  # other counts have another pool
     results = {}
     for count in arguments.counts:
         data = ["--dataset_config.num_train", str(count)]

@@ -108,8 +108,6 @@ ADDITIONS = {
     ),
 }
 RECIPES = {
-    "hf_segkd/recipes/methods/logit_mse.yaml": re.search(r"```yaml\n(# Mean squared.*?)```", _PAGE, flags=re.DOTALL)[
-        1
-    ],
+    "hf_segkd/recipes/methods/logit_mse.yaml": LOSS_RECIPE,
     "hf_segkd/recipes/datasets/leaves.yaml": "# Leaves, a toy dataset.\ndataset: leaves\ncrop_size: [32, 32]\n",
 }
