@@ -3,8 +3,9 @@
     python -m benchmarks.camvid --data_dir CamVid --checkpoints checkpoints --output_dir runs/camvid
     python -m benchmarks.camvid --data_dir CamVid --checkpoints checkpoints --output_dir runs/camvid --stages methods
 
-`checkpoints` holds the released files of Structured KD, of which `ESP_SD+KD+CITY_65.1.pth` is the teacher. What a
-finished stage found is copied to `--results`, from which `python -m benchmarks.camvid.report` writes the tables.
+`checkpoints` holds the released files of Structured KD, of which `ESP_SD+KD+CITY_65.1.pth` is the teacher, and one
+of ESPNet's, trained on Cityscapes. What a finished stage found is copied to `--results`, from which
+`python -m benchmarks.camvid.report` writes the tables.
 
 Stages, in this order:
   baseline   learning rate, weight decay and color jitter of the student alone, validation split, one seed
@@ -12,7 +13,9 @@ Stages, in this order:
              validation split, one seed
   methods    each method at the best of these weights, three other seeds, test split
   longer     the baseline with half as many steps again, for a comparison at equal time, three seeds, test split
-  labels     46, 92, 184, 367 labeled images: alone, with KD on them, with KD on the other images too; test
+  labels     46, 367, 92, 184 labeled images: alone, with `kd_cwd` on them, with `kd_cwd` on the other images too; the
+             student starts from its Cityscapes weights; half as many steps, three seeds, test split
+  scratch    46 labeled images as in `labels`, with `kd`, from scratch; three seeds, test split
   teachers   KD from one teacher on crops, from its stored maps of whole images, from those with flip and scales, from
              those of four teachers; half as many steps, three seeds, test split
   best       training and validation images together, four teachers, more steps: ESPNet-C from scratch, ESPNetv2-2.0
@@ -42,7 +45,8 @@ FOUR = (TEACHER, "esp-c_KD+CITY+SD_64.1.pth", "ESP_kd+city+63.2.pth", "esp-c_kd+
 METHODS = ("kd", "cwd_logits", "dist", "bpkd", "skd_pairwise", "at", "fitnet", "pkd")
 FACTORS = {"third": 1 / 3, "recipe": 1.0, "triple": 3.0}
 TRIAL_SEED, SEEDS = ("0",), ("1", "2", "3")
-EVERY = {46: 8, 92: 4, 184: 2, 367: 1}  # labeled images -> step through the list of training images
+START = "Cityscapes_ESPNet_C_Ours_60.pth"
+EVERY = {46: 8, 367: 1, 92: 4, 184: 2}  # labeled images -> step through the list of training images
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,15 +78,25 @@ def run_longer(arguments: argparse.Namespace) -> None:
 
 
 def run_labels(arguments: argparse.Namespace) -> None:
-    stored = [*teacher(arguments), "--teacher_cache", str(Path(arguments.output_dir) / "teacher_cache")]
+    start = ["--student", str(Path(arguments.checkpoints) / START), "--max_steps", str(schedule_steps() // 2)]
     for count in EVERY:
-        labeled, rest = split_training_images(count, arguments)
-        data = ["--data_dir", str(labeled)]
-        queue(f"labels/{count}_alone", ["baseline"], SEEDS, "test", arguments, data)
-        queue(f"labels/{count}_kd", ["kd"], SEEDS, "test", arguments, [*data, *stored])
-        if count != max(EVERY):
-            more = ["--unlabeled", str(rest), "--unlabeled_ratio", "1.0"]
-            queue(f"labels/{count}_unlabeled", ["kd"], SEEDS, "test", arguments, [*data, *stored, *more])
+        few_labels("labels", count, "kd_cwd", arguments, start)
+
+
+def run_scratch(arguments: argparse.Namespace) -> None:
+    few_labels("scratch", min(EVERY), "kd", arguments)
+
+
+def few_labels(stage: str, count: int, method: str, arguments: argparse.Namespace, flags: Sequence[str] = ()) -> None:
+    """Train on `count` labels alone, with a teacher on the same images, and with one on the other images too."""
+    labeled, rest = split_training_images(count, arguments)
+    flags = [*flags, "--data_dir", str(labeled)]
+    stored = [*teacher(arguments), "--teacher_cache", str(Path(arguments.output_dir) / "teacher_cache")]
+    queue(f"{stage}/{count}_alone", ["baseline"], SEEDS, "test", arguments, flags)
+    queue(f"{stage}/{count}_{method}", [method], SEEDS, "test", arguments, [*flags, *stored])
+    if count != max(EVERY):
+        more = ["--unlabeled", str(rest), "--unlabeled_ratio", "1.0"]
+        queue(f"{stage}/{count}_unlabeled", [method], SEEDS, "test", arguments, [*flags, *stored, *more])
 
 
 def run_teachers(arguments: argparse.Namespace) -> None:
@@ -114,6 +128,7 @@ STAGES = {
     "methods": run_methods,
     "longer": run_longer,
     "labels": run_labels,
+    "scratch": run_scratch,
     "teachers": run_teachers,
     "best": run_best,
 }

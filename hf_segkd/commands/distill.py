@@ -207,6 +207,11 @@ def build(
             check_reads(teacher_processor, dataset.bands, "teacher")
     set_seed(config.seed)
     described, fields = resolve_student(script.student), {}
+    if config.quantization_aware and isinstance(described, dict):
+        raise ValueError(
+            "quantization_aware trains a finished student a little longer, and this one has no trained weights. "
+            "Train it first, then give --student the folder of that run."
+        )
     if dataset.bands is not None and isinstance(described, dict):
         fields = described.get("processor") or {}  # of the bands, not of the network that is widened for them
         described = {name: value for name, value in described.items() if name != "processor"}
@@ -229,6 +234,7 @@ def build(
         processing_class=processor,
         teacher_processing_class=teacher_processor,
         teacher_classes=None if isinstance(teacher, TeacherEnsemble) else script.teacher_classes,
+        calibration_dataset=data.whole_train,
         ignore_index=spec.ignore_index,
     )
     return trainer, len(data.skipped)

@@ -62,7 +62,7 @@ def calibrate_folded_norms(
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and is_unfolded(module)]
     if not norms:
         return 0
-    images = _evenly_spread(dataset, count)
+    images = some_items(dataset, count)
     moments = [_Moments(norm.num_features) for norm in norms]
     hooks = [norm.register_forward_pre_hook(moment.see) for norm, moment in zip(norms, moments, strict=True)]
     normalization = InputNormalization.from_processor(processor).to(model.device)
@@ -87,8 +87,8 @@ def calibrate_folded_norms(
     return len(norms)
 
 
-def _evenly_spread(dataset: Dataset | StreamedSet, count: int) -> list[dict[str, Tensor]]:
-    """Some items of a dataset; of a stream the first ones."""
+def some_items(dataset: Dataset | StreamedSet, count: int) -> list[dict[str, Tensor]]:
+    """At most `count` items of a dataset, evenly spread; of a stream the first ones."""
     if isinstance(dataset, StreamedSet):
         return dataset.head(count)
     count = min(count, len(dataset))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -44,7 +45,8 @@ class Distiller(nn.Module):
         shared (`Sequence[int]`, *optional*): The classes that the teacher knows, by default all; see
             [`~hf_segkd.loading.class_map.shared_classes`].
         quantization_aware (`bool`, *optional*, defaults to `False`): Train on rounded values, see
-            [`~hf_segkd.training.int8_rounding.Int8Rounding`].
+            [`~hf_segkd.training.int8_rounding.Int8Rounding`]; call [`calibrate_rounding`] before the first step. Batch
+            norms keep their statistics.
 
     Raises:
         ValueError: In `forward`, when a weight names a term that its loss does not return.
@@ -71,6 +73,7 @@ class Distiller(nn.Module):
         self.normalization = normalization if normalization is not None else nn.Identity()
         self.image_dtype = normalization.dtype if normalization is not None else torch.uint8
         self.schedules = schedules or {}
+        self.quantization_aware = quantization_aware
         self.rounding = Int8Rounding() if quantization_aware else nullcontext()
         self.shared = None if shared is None else ClassMap([[index] for index in shared])
         self.given_images = {name for name, x in self.losses.items() if "images" in signature(x.forward).parameters}
@@ -104,6 +107,21 @@ class Distiller(nn.Module):
                     terms[term] = value.detach()
                     total = total + weight * value
         return DistillerOutput(loss=total, terms=terms)
+
+    def train(self, mode: bool = True) -> Distiller:
+        super().train(mode)
+        if self.quantization_aware:
+            for module in self.student.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()  # a constant in the int8 file
+        return self
+
+    def calibrate_rounding(self, images: Iterable[Tensor]) -> None:
+        """Find the ranges of the student's maps on whole training images as they are stored, each (1, C, h, w)."""
+        training = self.training
+        self.eval()
+        self.rounding.calibrate(self.predict, images)
+        self.train(training)
 
     def activation_checkpointing_enable(self, **options) -> None:
         """Trade the student's speed for memory; see `PreTrainedModel.activation_checkpointing_enable`."""

@@ -130,7 +130,9 @@ class DistillationArguments:
     )
     quantization_aware: bool = field(
         default=False,
-        metadata=_help("Train on weights and maps rounded as int8 files hold them. Compare with a run without it."),
+        metadata=_help(
+            "Train a finished student a little longer on weights and maps rounded as its int8 file will hold them."
+        ),
     )
     losses: dict | str | None = field(
         default_factory=lambda: {"task": {}},

@@ -16,6 +16,7 @@ from hf_segkd.evaluation.profiling import peak_memory_mib
 from hf_segkd.loading.class_map import class_names, map_classes, shared_classes
 from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
+from hf_segkd.loading.norm_calibration import some_items
 from hf_segkd.loading.pretrained import processor_of
 from hf_segkd.models import Bands, InputNormalization, SegmentationOutput, upsamples_with_align_corners
 from hf_segkd.training.advice import CheckTeacher, OneClass, Warnings
@@ -36,6 +37,8 @@ from hf_segkd.training.progress import LogLines, ProgressBar
 from hf_segkd.training.streamed import ReadsStreams, data_facts, first_item
 from hf_segkd.training.timing import StepClock, TimeStudent
 from hf_segkd.training.work import StopUnlabeled, WorkDone, check_done
+
+CALIBRATION_IMAGES = 32  # as many as `hf-segkd export` takes
 
 
 class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentCheckpoints, ScoresByMatrices):
@@ -58,6 +61,8 @@ class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentChe
         teacher_classes (`dict[str, str | list[str]]`, *optional*): Where names differ, which of the teacher's classes
             each of the student's is made of, and which are learned from labels alone:
             [`~hf_segkd.loading.class_map.map_classes`].
+        calibration_dataset (`torch.utils.data.Dataset`, *optional*): Whole training images, on which
+            `quantization_aware` finds the ranges of maps before the first step; defaults to `train_dataset`.
         callbacks (`list[TrainerCallback]`, *optional*): As for `Trainer`.
 
     Raises:
@@ -82,6 +87,7 @@ class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentChe
         processing_class=None,
         teacher_processing_class=None,
         teacher_classes: dict[str, str | list[str]] | str | None = None,
+        calibration_dataset=None,
         callbacks: list[TrainerCallback] | None = None,
         ignore_index: int = 255,
     ):
@@ -156,6 +162,10 @@ class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentChe
         if teacher is not None:
             self._take(teacher, teacher_processing_class or processor_of(teacher))
         check_run(self)
+        if args.quantization_aware:
+            items = some_items(calibration_dataset or train_dataset, CALIBRATION_IMAGES)
+            distiller.to(args.device)
+            distiller.calibrate_rounding(item["pixel_values"][None].to(args.device) for item in items)
 
     def _take(self, teacher: PreTrainedModel, processing_class) -> None:
         dtype = getattr(torch, self.args.teacher_dtype)

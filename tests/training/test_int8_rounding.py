@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helpers.commands import distill, recipe, refusal
 from helpers.tiny import LABELS, TINY, TinyScenes
 from helpers.trainers import equal, trainer_for, weights
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.models import BACKBONES, NETWORKS, SegmentationOutput
 from hf_segkd.training.distiller import Distiller
-from hf_segkd.training.int8_rounding import Int8Rounding, round_map, round_weight
+from hf_segkd.training.int8_rounding import Int8Rounding, round_weight
 
 
 def tiny():
@@ -32,12 +33,21 @@ def test_weights_have_one_grid_per_output_channel(layer, axis):
         torch.testing.assert_close(values, (original / step).round() * step)
 
 
+def calibrated(layer, images):
+    rounding = Int8Rounding()
+    rounding.calibrate(layer, images.split(1))
+    return rounding
+
+
 def test_maps_span_the_mean_of_the_images_ranges():
-    """The export's calibration averages the images' ranges: with the batch's, outliers would never be cut."""
+    """The export's calibration averages the images' ranges: with the extremes of all, outliers would never be cut."""
     x = torch.zeros(2, 1, 1, 3)
     x[0] = torch.tensor([-1.0, 0.0, 2.0])
     x[1] = torch.tensor([-3.0, 0.011, 6.0])
-    rounded = round_map(x)
+    layer = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    with torch.no_grad(), calibrated(layer, x):
+        rounded = layer(x)
     step = (4.0 + 2.0) / 255
     assert rounded[0, 0, 0, 1] == 0  # padding stays what it is
     torch.testing.assert_close(rounded[0, 0, 0, [0, 2]], x[0, 0, 0, [0, 2]], rtol=0, atol=step / 2)
@@ -45,10 +55,51 @@ def test_maps_span_the_mean_of_the_images_ranges():
     assert rounded[1, 0, 0, 1].item() == pytest.approx(0, abs=1e-7)  # below half a step
 
 
+def test_ranges_are_kept():
+    """With the range of each batch, training would not know of what the file cuts off: measured, it gains nothing."""
+    layer = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    with torch.no_grad(), calibrated(layer, torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)):
+        rounded = layer(torch.full((1, 1, 1, 2), 5.0))
+    torch.testing.assert_close(rounded, torch.ones(1, 1, 1, 2))
+
+
+def test_a_convolution_and_its_batch_norm_are_rounded_as_one():
+    """The file holds them as one: before the norm, one scale for all channels would drown the small ones."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2)).eval()
+    with torch.no_grad():
+        layer[0].weight.copy_(torch.tensor([1.0, 1e-4]).view(2, 1, 1, 1))
+        layer[1].running_var.copy_(torch.tensor([1.0, 1e-8]))
+        layer[1].eps = 0
+    x = torch.linspace(0, 1, 256).view(1, 1, 16, 16)
+    with torch.no_grad(), calibrated(layer, x):
+        rounded = layer(x)
+    torch.testing.assert_close(rounded, x.expand(1, 2, 16, 16), rtol=0, atol=1.01 / 255)
+
+
+def test_batch_norms_keep_their_statistics():
+    """In the file they are constants; with the batch's, ranges and weights would be those of another network."""
+    distiller = Distiller(tiny(), {"mean": Mean()}, quantization_aware=True).train()
+    norms = [module for module in distiller.student.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and not any(norm.training for norm in norms)
+    assert distiller.student.training
+
+
+def test_rounding_without_ranges_is_an_error():
+    with pytest.raises(RuntimeError, match="Call calibrate first"), Int8Rounding():
+        pass
+    with pytest.raises(ValueError, match="at least one training image"):
+        Int8Rounding().calibrate(nn.Conv2d(1, 1, 1), [])
+
+
 @pytest.mark.parametrize("x", [torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), -2.0)])
 def test_constant_maps_are_no_division_by_zero(x):
     """A channel that died would turn the whole run into nan."""
-    torch.testing.assert_close(round_map(x), x)
+    layer = nn.Conv2d(3, 3, 1, bias=False)
+    nn.init.dirac_(layer.weight)
+    with torch.no_grad(), calibrated(layer, x):
+        torch.testing.assert_close(layer(x), x)
     torch.testing.assert_close(round_weight(x, 0), x)
 
 
@@ -56,7 +107,7 @@ def test_gradients_pass_the_rounding():
     """Rounding is flat almost everywhere: with its own gradient nothing would be trained."""
     weight = torch.randn(4, 3, 3, 3, requires_grad=True)
     x = torch.randn(1, 3, 8, 8, requires_grad=True)
-    with Int8Rounding():
+    with calibrated(lambda image: F.conv2d(image, weight), 1.1 * x.detach()):  # nothing is cut off
         y = F.conv2d(x, weight)
     y.sum().backward()
     expected = torch.autograd.grad(F.conv2d(x, weight).sum(), (x, weight))
@@ -76,10 +127,13 @@ def test_every_convolution_and_linear_layer_is_rounded(model_type, monkeypatch):
     for module in model.modules():
         if isinstance(module, layers):
             module.register_forward_pre_hook(lambda module, _: run.append(module.weight.data_ptr()))
+    images = torch.randn(1, 3, 64, 64)
+    rounding = calibrated(model, images)
+    run.clear()
     module = sys.modules[Int8Rounding.__module__]
     monkeypatch.setattr(module, "round_weight", lambda weight, axis: rounded.append(weight.data_ptr()) or weight)
-    with torch.no_grad(), Int8Rounding():
-        model(pixel_values=torch.randn(1, 3, 64, 64))
+    with torch.no_grad(), rounding:
+        model(pixel_values=images)
     assert run and rounded == run
 
 
@@ -112,6 +166,8 @@ def test_a_compiled_step_rounds_too(rounded):
     student = OneConvolution()
     images, labels = torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.int64)
     distiller = Distiller(student, {"mean": Mean()}, quantization_aware=rounded)
+    if rounded:
+        distiller.calibrate_rounding(images.split(1))
     expected = distiller(images, labels).loss
     found = torch.compile(distiller, backend="aot_eager")(images, labels).loss
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
@@ -123,7 +179,7 @@ class OneConvolution(nn.Conv2d):
     def __init__(self):
         super().__init__(3, 4, 3)
 
-    def forward(self, pixel_values, output_hidden_states):
+    def forward(self, pixel_values, output_hidden_states=False):
         return SegmentationOutput(logits=super().forward(pixel_values))
 
 
@@ -141,6 +197,22 @@ def test_maps_computed_twice_are_refused(tmp_path):
         trainer_for(tmp_path, tiny(), **options)
 
 
+def test_a_student_without_trained_weights_is_refused(tmp_path):
+    """Ranges of a random network are those of no file."""
+    flags = ["--output_dir", str(tmp_path / "run"), "--quantization_aware"]
+    assert "Train it first" in refusal([recipe(tmp_path), *flags])
+
+
+def test_a_trained_student_is_trained_on_by_the_command(tmp_path, without_figures):
+    """Ranges are found on whole images of the training split, whatever the crops."""
+    student, processor = load_model(TINY, id2label=LABELS)
+    student.save_pretrained(tmp_path / "student")
+    processor.save_pretrained(tmp_path / "student")
+    changes = {"student": str(tmp_path / "student"), "output_dir": str(tmp_path / "run")}
+    report = distill.main([recipe(tmp_path, **changes), "--quantization_aware"])
+    assert report["steps"] > 0
+
+
 def test_a_convolution_gives_what_its_int8_file_gives(tmp_path):
     """Trained on another grid, the student would be fitted to a file that nobody makes."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
@@ -153,14 +225,11 @@ def test_a_convolution_gives_what_its_int8_file_gives(tmp_path):
     images[1] *= 3
     quantize_static(convolution_file(layer, tmp_path / "fp32.onnx"), tmp_path / "int8.onnx", images.numpy())
     session = onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
-    with torch.no_grad(), Int8Rounding():
+    with torch.no_grad(), calibrated(layer, images):
         rounded = layer(images)
     found = torch.cat([torch.from_numpy(session.run(None, {"images": image[None].numpy()})[0]) for image in images])
-    # The file's range of results is that of exact inputs: beyond the narrower of both, values are cut elsewhere, and
-    # within it they may lie on neighboring steps.
-    low = max(found.min(), rounded.min())
-    high = min(found.max(), rounded.max())
-    torch.testing.assert_close(found.clamp(low, high), rounded.clamp(low, high), rtol=0, atol=1.5 * (high - low) / 255)
+    # The same grid; a sum that lies between two steps may fall to either side.
+    torch.testing.assert_close(found, rounded, rtol=0, atol=1.01 * (found.max() - found.min()).item() / 255)
 
 
 def convolution_file(layer, path):
