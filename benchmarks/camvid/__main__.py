@@ -8,13 +8,15 @@ of ESPNet's, trained on Cityscapes. What a finished stage found is copied to `--
 `python -m benchmarks.camvid.report` writes the tables.
 
 Stages, in this order:
-  baseline   learning rate, weight decay and color jitter of the student alone, validation split, one seed
-  weights    each method at a third of its recipe's weight, at this weight and at three times it, half as many steps,
-             validation split, one seed
-  methods    each method at the best of these weights, three other seeds, test split
+  baseline   learning rate, weight decay and color jitter of the student alone, from scratch; validation split, one
+             seed
+  started    the same from the Cityscapes weights of the same network, with half as many steps
+  weights    each method at a third of its recipe's weight, at this weight and at three times it; start and
+             steps as in `started`, validation split, one seed
+  methods    each method at the best of these weights; start and steps the same, three other seeds, test split
   longer     the baseline with half as many steps again, for a comparison at equal time, three seeds, test split
-  labels     46, 367, 92, 184 labeled images: alone, with `kd_cwd` on them, with `kd_cwd` on the other images too; the
-             student starts from its Cityscapes weights; half as many steps, three seeds, test split
+  labels     46, 367, 92, 184 labeled images: alone, with `kd_cwd` on them, with `kd_cwd` on the other images too;
+             start and steps as in `started`, three seeds, test split
   scratch    46 labeled images as in `labels`, with `kd`, from scratch; three seeds, test split
   teachers   KD from one teacher on crops, from its stored maps of whole images, from those with flip and scales, from
              those of four teachers; half as many steps, three seeds, test split
@@ -42,7 +44,7 @@ SCHEDULE = str(HERE / "schedule.yaml")
 TEACHER = "ESP_SD+KD+CITY_65.1.pth"
 # The released files that were trained with 2000 more images.
 FOUR = (TEACHER, "esp-c_KD+CITY+SD_64.1.pth", "ESP_kd+city+63.2.pth", "esp-c_kd+city_62.8.pth")
-METHODS = ("kd", "cwd_logits", "dist", "bpkd", "skd_pairwise", "at", "fitnet", "pkd")
+METHODS = ("kd", "cwd_logits", "kd_cwd", "dist", "bpkd", "skd_pairwise", "at", "fitnet", "pkd")
 FACTORS = {"third": 1 / 3, "recipe": 1.0, "triple": 3.0}
 TRIAL_SEED, SEEDS = ("0",), ("1", "2", "3")
 START = "Cityscapes_ESPNet_C_Ours_60.pth"
@@ -56,13 +58,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_baseline(arguments: argparse.Namespace) -> None:
-    trials = sorted(str(path) for path in (HERE / "trials").glob("*.yaml"))
-    trials.sort(key=lambda path: Path(path).stem != "center")
-    queue("baseline", trials, TRIAL_SEED, "validation", arguments)
+    queue("baseline", trials(), TRIAL_SEED, "validation", arguments)
+
+
+def run_started(arguments: argparse.Namespace) -> None:
+    queue("started", trials(), TRIAL_SEED, "validation", arguments, start(arguments))
+
+
+def trials() -> list[str]:
+    paths = sorted((HERE / "trials").glob("*.yaml"), key=lambda path: (path.stem != "center", path))
+    return [str(path) for path in paths]
 
 
 def run_weights(arguments: argparse.Namespace) -> None:
-    flags = [*teacher(arguments), "--max_steps", str(schedule_steps() // 2)]
+    flags = [*teacher(arguments), *start(arguments)]
     for method in METHODS:
         recipes = [scaled(method, name, arguments) for name in FACTORS]
         queue(f"weights/{method}", recipes, TRIAL_SEED, "validation", arguments, flags)
@@ -70,17 +79,16 @@ def run_weights(arguments: argparse.Namespace) -> None:
 
 def run_methods(arguments: argparse.Namespace) -> None:
     recipes = ["baseline", *(scaled(method, best_factor(method, arguments), arguments) for method in METHODS)]
-    queue("methods", recipes, SEEDS, "test", arguments, teacher(arguments))
+    queue("methods", recipes, SEEDS, "test", arguments, [*teacher(arguments), *start(arguments)])
 
 
 def run_longer(arguments: argparse.Namespace) -> None:
-    queue("longer", ["baseline"], SEEDS, "test", arguments, ["--max_steps", str(schedule_steps() * 3 // 2)])
+    queue("longer", ["baseline"], SEEDS, "test", arguments, start(arguments, schedule_steps() * 3 // 4))
 
 
 def run_labels(arguments: argparse.Namespace) -> None:
-    start = ["--student", str(Path(arguments.checkpoints) / START), "--max_steps", str(schedule_steps() // 2)]
     for count in EVERY:
-        few_labels("labels", count, "kd_cwd", arguments, start)
+        few_labels("labels", count, "kd_cwd", arguments, start(arguments))
 
 
 def run_scratch(arguments: argparse.Namespace) -> None:
@@ -114,8 +122,8 @@ def run_teachers(arguments: argparse.Namespace) -> None:
 def run_best(arguments: argparse.Namespace) -> None:
     four = ["--teacher", *(str(Path(arguments.checkpoints) / name) for name in FOUR)]
     stored = [*four, "--teacher_cache", str(Path(arguments.output_dir) / "teacher_cache_four")]
-    start = ["--student", str(Path(arguments.checkpoints) / "espnetv2" / "espnetv2_s_2.0_city_1024x512.pth")]
-    more = {"espnetv2_alone": start, "espnetv2_taught": [*start, *stored], "espnetc_taught": stored}
+    large = ["--student", str(Path(arguments.checkpoints) / "espnetv2" / "espnetv2_s_2.0_city_1024x512.pth")]
+    more = {"espnetv2_alone": large, "espnetv2_taught": [*large, *stored], "espnetc_taught": stored}
     for name, flags in more.items():
         method = "baseline" if name == "espnetv2_alone" else "kd_cwd"
         recipe = str(HERE / "best" / f"{name.partition('_')[0]}.yaml")
@@ -124,6 +132,7 @@ def run_best(arguments: argparse.Namespace) -> None:
 
 STAGES = {
     "baseline": run_baseline,
+    "started": run_started,
     "weights": run_weights,
     "methods": run_methods,
     "longer": run_longer,
@@ -174,6 +183,11 @@ def schedule_steps() -> int:
 
 def teacher(arguments: argparse.Namespace) -> list[str]:
     return ["--teacher", str(Path(arguments.checkpoints) / TEACHER)]
+
+
+def start(arguments: argparse.Namespace, steps: int | None = None) -> list[str]:
+    """The student's Cityscapes weights, with half of the schedule's steps or as many as given."""
+    return ["--student", str(Path(arguments.checkpoints) / START), "--max_steps", str(steps or schedule_steps() // 2)]
 
 
 def scaled(method: str, name: str, arguments: argparse.Namespace) -> str:
