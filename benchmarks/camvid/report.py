@@ -32,11 +32,12 @@ Written by `python -m benchmarks.camvid.report` from the files in `benchmarks/re
 python -m benchmarks.camvid --data_dir CamVid --checkpoints checkpoints --output_dir runs/camvid
 ```
 
-Student: ESPNet-C, 347,145 parameters, from the Cityscapes weights that ESPNet's authors released, or from scratch where
-that is said, on the 367 training images. Teacher: the released ESPNet of 65.13 mIoU on the test split, which has seen
-the labels of the training and validation images and 2000 more images. Every run takes the last step of the schedule in `benchmarks/camvid/schedule.yaml`; scores are of whole images at 360x480, single
-scale. The test split (233 images) is scored once for each run; everything that is chosen is chosen on the validation
-split (101 images) with another seed. One core of an Intel Xeon, bfloat16, torch 2.13.0+cpu.
+Student: ESPNet-C, 347,145 parameters, on the 367 training images, from the Cityscapes weights that ESPNet's authors
+released, or from scratch where that is said. Teacher: the released ESPNet of 65.13 mIoU on the test split, which has
+seen the labels of the training and validation images and 2000 more images. Every run takes the last step of the
+schedule in `benchmarks/camvid/schedule.yaml`; scores are of whole images at 360x480, single scale. The test split (233
+images) is scored once for each run; everything that is chosen is chosen on the validation split (101 images) with
+another seed. One core of an Intel Xeon, bfloat16, torch 2.13.0+cpu.
 """
 
 TEACHERS = {
@@ -154,7 +155,7 @@ def few_labels(title: str, results: Path, method: str, note: str) -> str:
             rows.append([str(count), score(alone), *gained])
     if not rows:
         return not_run(title)
-    head = ["labeled images", "alone", f"`{method}` on the same images", "on the other training images too"]
+    head = ["labeled images", "alone", f"{method} on the same images", "on the other training images too"]
     return "\n".join([title, markdown_table(head, rows), "", note])
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_segkd.conversion.folded import is_unfolded
+from hf_segkd.data.sampling import evenly_spread
 from hf_segkd.data.streaming import StreamedSet
 from hf_segkd.models import InputNormalization
 
@@ -91,5 +92,4 @@ def some_items(dataset: Dataset | StreamedSet, count: int) -> list[dict[str, Ten
     """At most `count` items of a dataset, evenly spread; of a stream the first ones."""
     if isinstance(dataset, StreamedSet):
         return dataset.head(count)
-    count = min(count, len(dataset))
-    return [dataset[index * len(dataset) // count] for index in range(count)]
+    return [dataset[index] for index in evenly_spread(len(dataset), count)]

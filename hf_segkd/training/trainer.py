@@ -38,7 +38,7 @@ from hf_segkd.training.streamed import ReadsStreams, data_facts, first_item
 from hf_segkd.training.timing import StepClock, TimeStudent
 from hf_segkd.training.work import StopUnlabeled, WorkDone, check_done
 
-CALIBRATION_IMAGES = 32  # as many as `hf-segkd export` takes
+CALIBRATION_IMAGES = 32  # those that `hf-segkd export` takes too: others give other ranges
 
 
 class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentCheckpoints, ScoresByMatrices):
