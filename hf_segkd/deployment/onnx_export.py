@@ -222,7 +222,7 @@ def quantize_static(source: str | Path, target: str | Path, images: Iterable[np.
             extra_options={
                 # The mean of the images' ranges: one odd image must not stretch the scale of all.
                 "CalibMovingAverage": True,
-                # What a convolution reads is rounded for it alone: sums along shortcuts stay exact.
+                # A map that several convolutions read is rounded for them alone: what else reads it gets it exact.
                 "DedicatedQDQPair": True,
             },
         )

@@ -232,6 +232,25 @@ def test_a_convolution_gives_what_its_int8_file_gives(tmp_path):
     torch.testing.assert_close(found, rounded, rtol=0, atol=1.01 * (found.max() - found.min()).item() / 255)
 
 
+def test_what_is_added_beside_several_convolutions_stays_exact_in_the_int8_file(tmp_path):
+    """Training rounds what convolutions read, not what is added beside them; the file must not either."""
+    pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
+    import onnx
+
+    from hf_segkd.deployment.onnx_export import quantize_static
+
+    file = onnx.load(convolution_file(nn.Conv2d(3, 3, 1), tmp_path / "fp32.onnx"))
+    file.graph.node.append(onnx.helper.make_node("Conv", ["images", "weight"], ["second"]))
+    file.graph.node.append(onnx.helper.make_node("Add", ["images", "second"], ["sum"]))
+    file.graph.output[0].name = "sum"
+    onnx.save_model(file, tmp_path / "shortcut.onnx")
+    images = torch.randn(2, 3, 8, 8).numpy()
+    quantized = onnx.load(quantize_static(tmp_path / "shortcut.onnx", tmp_path / "int8.onnx", images))
+    (add,) = (node for node in quantized.graph.node if node.op_type == "Add")
+    assert "images" in add.input
+
+
 def convolution_file(layer, path):
     """One convolution as an ONNX file, from `images` (1, C, H, W)."""
     from onnx import TensorProto, helper, numpy_helper, save_model
