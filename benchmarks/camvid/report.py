@@ -151,7 +151,7 @@ def few_labels(title: str, results: Path, method: str, note: str) -> str:
     for count in sorted(EVERY):
         alone, *others = (results / f"{count}_{kind}" for kind in ("alone", method, "unlabeled"))
         if is_there(alone):
-            gained = [f"{score(folder)} {interval(gain(folder, alone))}".strip() for folder in others]
+            gained = [f"{score(folder)} {interval(gain(folder, alone))}".strip() or "not run" for folder in others]
             rows.append([str(count), score(alone), *gained])
     if not rows:
         return not_run(title)
