@@ -80,9 +80,11 @@ def trials(title: str, folder: Path, more: str) -> str:
     for name, result in found.items():
         trial = yaml.safe_load((HERE / "trials" / f"{name}.yaml").read_text(encoding="utf-8"))
         curve = dict(curves[f"{name}/0"])
-        settings = (f"{trial['learning_rate']:g}", f"{trial['weight_decay']:g}", "yes" if "jitter" in trial else "no")
+        weighted = trial["losses"]["task"].get("class_weights", "none")
+        jitter = "yes" if "jitter" in trial else "no"
+        settings = (f"{trial['learning_rate']:g}", f"{trial['weight_decay']:g}", jitter, weighted)
         rows.append([*settings, *(percent(curve[step]) for step in steps[:-1]), percent(result.mean_iou[0])])
-    head = ["learning rate", "weight decay", "color jitter", *(f"step {step}" for step in steps)]
+    head = ["learning rate", "weight decay", "color jitter", "class weights", *(f"step {step}" for step in steps)]
     note = (
         "\nmIoU in percent on the validation split, seed 0; a row is a trial, its columns the run's curve. One seed: "
         f"differences of a point or two may be chance. {more}"
