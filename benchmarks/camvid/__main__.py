@@ -10,9 +10,9 @@ of ESPNet's, trained on Cityscapes. What a finished stage found is copied to `--
 Stages, in this order:
   baseline   learning rate, weight decay and color jitter of the student alone, from scratch; validation split, one
              seed
-  started    the same from the Cityscapes weights of the same network, with half as many steps
+  started    the same and class weights from the Cityscapes weights of the same network, with half as many steps
   weights    each method at a third of its recipe's weight, at this weight and at three times it; start and
-             steps as in `started`, validation split, one seed
+             steps as in `started` with its best settings, validation split, one seed
   methods    each method at the best of these weights; start and steps the same, three other seeds, test split
   longer     the baseline with half as many steps again, for a comparison at equal time, three seeds, test split
   labels     46, 367, 92, 184 labeled images: alone, with `kd_cwd` on them, with `kd_cwd` on the other images too;
@@ -44,8 +44,11 @@ SCHEDULE = str(HERE / "schedule.yaml")
 TEACHER = "ESP_SD+KD+CITY_65.1.pth"
 # The released files that were trained with 2000 more images.
 FOUR = (TEACHER, "esp-c_KD+CITY+SD_64.1.pth", "ESP_kd+city+63.2.pth", "esp-c_kd+city_62.8.pth")
-METHODS = ("kd", "cwd_logits", "kd_cwd", "dist", "bpkd", "skd_pairwise", "at", "fitnet", "pkd")
+METHODS = ("kd", "cwd_logits", "kd_cwd", "dist", "skd_pairwise", "at", "fitnet", "pkd")
 FACTORS = {"third": 1 / 3, "recipe": 1.0, "triple": 3.0}
+# Names of files in trials/.
+FROM_SCRATCH = ("center", "decay_0.1", "jitter", "rate_1e-3", "rate_4e-3")
+STARTED = ("center", "decay_0.1", "jitter", "rare_classes", "rare_classes_rate_1e-3", "rare_classes_rate_4e-3")
 TRIAL_SEED, SEEDS = ("0",), ("1", "2", "3")
 START = "Cityscapes_ESPNet_C_Ours_60.pth"
 EVERY = {46: 8, 367: 1, 92: 4, 184: 2}  # labeled images -> step through the list of training images
@@ -58,16 +61,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run_baseline(arguments: argparse.Namespace) -> None:
-    queue("baseline", trials(), TRIAL_SEED, "validation", arguments)
+    queue("baseline", trials(FROM_SCRATCH), TRIAL_SEED, "validation", arguments)
 
 
 def run_started(arguments: argparse.Namespace) -> None:
-    queue("started", trials(), TRIAL_SEED, "validation", arguments, start(arguments))
+    queue("started", trials(STARTED), TRIAL_SEED, "validation", arguments, start_weights(arguments))
 
 
-def trials() -> list[str]:
-    paths = sorted((HERE / "trials").glob("*.yaml"), key=lambda path: (path.stem != "center", path))
-    return [str(path) for path in paths]
+def trials(names: Sequence[str]) -> list[str]:
+    return [str(HERE / "trials" / f"{name}.yaml") for name in names]
 
 
 def run_weights(arguments: argparse.Namespace) -> None:
@@ -186,6 +188,11 @@ def teacher(arguments: argparse.Namespace) -> list[str]:
 
 
 def start(arguments: argparse.Namespace, steps: int | None = None) -> list[str]:
+    """The Cityscapes weights with the best settings of `started`: those of the schedule, rare classes weighed."""
+    return [*start_weights(arguments, steps), "--losses.task.class_weights", "enet"]
+
+
+def start_weights(arguments: argparse.Namespace, steps: int | None = None) -> list[str]:
     """The student's Cityscapes weights, with half of the schedule's steps or as many as given."""
     return ["--student", str(Path(arguments.checkpoints) / START), "--max_steps", str(steps or schedule_steps() // 2)]
 
