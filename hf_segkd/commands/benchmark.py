@@ -80,7 +80,9 @@ def plan(options: argparse.Namespace, flags: list[str]) -> list[Run]:
     from hf_segkd.commands import distill
     from hf_segkd.recipe import load_yaml, parse
     from hf_segkd.reports.method_benchmark import changed_keys
+    from hf_segkd.training.class_weights import has_formula, resolve_class_weights
     from hf_segkd.training.config import DistillationConfig
+    from hf_segkd.training.inputs import open_training_data
 
     if not options.output_dir:
         raise ValueError("No output folder. Give --output_dir FOLDER.")
@@ -96,6 +98,8 @@ def plan(options: argparse.Namespace, flags: list[str]) -> list[Run]:
             (script, _), recipe = parse((distill.ScriptArguments, DistillationConfig), list(argv))
             if (folder / "recipe.yaml").is_file():
                 earlier = load_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+                if has_formula(recipe.get("losses", {})):  # the recipe that a run keeps has numbers
+                    recipe["losses"] = resolve_class_weights(recipe["losses"], open_training_data(script))
                 if keys := changed_keys(earlier, recipe):
                     raise ValueError(f"{folder} was run with another {', '.join(keys)}. Use another --output_dir.")
             runs.append(Run(file.stem, seed, folder, argv, script))

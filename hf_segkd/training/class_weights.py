@@ -86,6 +86,13 @@ def count_pixels(dataset: OpenedDataset) -> tuple[np.ndarray, np.ndarray]:
     return pixels, beside
 
 
+def has_formula(losses: dict[str, dict]) -> bool:
+    """Whether `class_weights` of a loss is a formula, of which the training masks make numbers."""
+    return any(
+        isinstance(options, dict) and isinstance(options.get("class_weights"), str) for options in losses.values()
+    )
+
+
 def resolve_class_weights(losses: dict[str, dict], dataset: OpenedDataset) -> dict[str, dict]:
     """The losses of a recipe, with numbers in place of the formulas of `class_weights`; they are logged.
 
@@ -95,8 +102,8 @@ def resolve_class_weights(losses: dict[str, dict], dataset: OpenedDataset) -> di
     resolved = dict(losses)
     counts = None
     for name, options in losses.items():
-        formula = options.get("class_weights") if isinstance(options, dict) else None
-        if not isinstance(formula, str):
+        formula = _formula(options)
+        if formula is None:
             continue
         check_choice("class_weights", formula, FORMULAS)
         counts = counts or count_pixels(dataset)
@@ -105,6 +112,12 @@ def resolve_class_weights(losses: dict[str, dict], dataset: OpenedDataset) -> di
         logger.info("Class weights (%s): %s", formula, ", ".join(f"{label} {x:.4g}" for label, x in named))
         resolved[name] = options | {"class_weights": weights}
     return resolved
+
+
+def _formula(options: dict | None) -> str | None:
+    """The name that `class_weights` of a loss gives instead of numbers."""
+    weights = options.get("class_weights") if isinstance(options, dict) else None
+    return weights if isinstance(weights, str) else None
 
 
 class _RawIds:

@@ -158,6 +158,19 @@ def test_script_refuses_other_settings_in_the_same_folder(queue_of_runs):
         benchmark.main([data, "--methods", "baseline", *options, "--learning_rat", "0.5"])
 
 
+def test_a_queue_with_class_weights_from_a_formula_goes_on(tmp_path, monkeypatch):
+    """The recipe of a finished run has numbers where the command has a formula: each second call was refused."""
+    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(run=trained_here, STDOUT=None))
+    given = recipe(tmp_path, max_steps=1, eval_steps=1, save_steps=1, losses={})
+    command = [given, "--methods", "baseline", "--seeds", "0", "--output_dir", str(tmp_path / "out")]
+    weighted = "--losses.task.class_weights"
+    assert benchmark.main([*command, weighted, "enet"]) == 0
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert benchmark.main([*command, weighted, "enet"]) == 0
+    with pytest.raises(SystemExit, match="was run with another losses.task.class_weights"):
+        benchmark.main([*command, weighted, "inverse_frequency"])
+
+
 def test_report_alone_writes_the_same_table_again(queue_of_runs):
     """The committed files must give the committed table."""
     out = queue_of_runs[3]
