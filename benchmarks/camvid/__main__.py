@@ -11,9 +11,9 @@ Stages, in this order:
   baseline   learning rate, weight decay and color jitter of the student alone, from scratch; validation split, one
              seed
   started    the same and class weights from the Cityscapes weights of the same network, with half as many steps
-  weights    each method at a third of its recipe's weight, at this weight and at three times it; start and
-             steps as in `started` with its best settings, validation split, one seed
-  methods    each method at the best of these weights; start and steps the same, three other seeds, test split
+  weights    each method at a third of its recipe's weight, at this weight and at three times it; as the
+             best trial of `started`, with half of its steps; validation split, one seed
+  methods    each method at the best of these weights, with the steps of `started`; three other seeds, test split
   longer     the baseline with half as many steps again, for a comparison at equal time, three seeds, test split
   labels     46, 367, 92, 184 labeled images: alone, with `kd_cwd` on them, with `kd_cwd` on the other images too;
              start and steps as in `started`, three seeds, test split
@@ -73,7 +73,7 @@ def trials(names: Sequence[str]) -> list[str]:
 
 
 def run_weights(arguments: argparse.Namespace) -> None:
-    flags = [*teacher(arguments), *start(arguments)]
+    flags = [*teacher(arguments), *start(arguments, schedule_steps() // 4)]
     for method in METHODS:
         recipes = [scaled(method, name, arguments) for name in FACTORS]
         queue(f"weights/{method}", recipes, TRIAL_SEED, "validation", arguments, flags)
