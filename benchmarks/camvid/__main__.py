@@ -20,8 +20,8 @@ Stages, in this order:
   scratch    46 labeled images as in `labels`, with `kd`, from scratch; three seeds, test split
   teachers   KD from one teacher on crops, from its stored maps of whole images, from those with flip and scales, from
              those of four teachers; half as many steps, three seeds, test split
-  best       training and validation images together, four teachers, more steps: ESPNet-C from scratch, ESPNetv2-2.0
-             from Cityscapes with and without teachers; one seed, test split
+  best       training and validation images together, four teachers, more steps: ESPNet-C and ESPNetv2-2.0 from
+             Cityscapes with and without teachers, ESPNet-C from scratch with them; one seed, test split
 """
 
 from __future__ import annotations
@@ -124,12 +124,19 @@ def run_teachers(arguments: argparse.Namespace) -> None:
 def run_best(arguments: argparse.Namespace) -> None:
     four = ["--teacher", *(str(Path(arguments.checkpoints) / name) for name in FOUR)]
     stored = [*four, "--teacher_cache", str(Path(arguments.output_dir) / "teacher_cache_four")]
+    small = ["--student", str(Path(arguments.checkpoints) / START), "--max_steps", "4000"]
     large = ["--student", str(Path(arguments.checkpoints) / "espnetv2" / "espnetv2_s_2.0_city_1024x512.pth")]
-    more = {"espnetv2_alone": large, "espnetv2_taught": [*large, *stored], "espnetc_taught": stored}
-    for name, flags in more.items():
-        method = "baseline" if name == "espnetv2_alone" else "kd_cwd"
-        recipe = str(HERE / "best" / f"{name.partition('_')[0]}.yaml")
-        queue(f"best/{name}", [method], SEEDS[:1], "test", arguments, flags, recipes=[recipe])
+    runs = {
+        "espnetc_alone": ("espnetc", small),
+        "espnetc_taught": ("espnetc", [*small, *stored]),
+        "espnetv2_alone": ("espnetv2", large),
+        "espnetv2_taught": ("espnetv2", [*large, *stored]),
+        "espnetc_scratch_taught": ("espnetc", stored),
+    }
+    for name, (recipe, flags) in runs.items():
+        method = "kd_cwd" if name.endswith("taught") else "baseline"
+        recipes = [str(HERE / "best" / f"{recipe}.yaml")]
+        queue(f"best/{name}", [method], SEEDS[:1], "test", arguments, flags, recipes=recipes)
 
 
 STAGES = {
