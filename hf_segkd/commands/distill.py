@@ -207,11 +207,12 @@ def build(
             check_reads(teacher_processor, dataset.bands, "teacher")
     set_seed(config.seed)
     described, fields = resolve_student(script.student), {}
-    if config.quantization_aware and isinstance(described, dict):
-        raise ValueError(
-            "quantization_aware trains a finished student a little longer, and this one has no trained weights. "
-            "Train it first, then give --student the folder of that run."
-        )
+    for option in ("quantization_aware", "freeze_batch_norm"):
+        if getattr(config, option) and isinstance(described, dict):
+            raise ValueError(
+                f"{option} trains a finished student a little longer, and this one has no trained weights. "
+                "Train it first, then give --student the folder of that run."
+            )
     if dataset.bands is not None and isinstance(described, dict):
         fields = described.get("processor") or {}  # of the bands, not of the network that is widened for them
         described = {name: value for name, value in described.items() if name != "processor"}

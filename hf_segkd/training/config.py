@@ -41,10 +41,13 @@ class DistillationConfig(DistillationArguments, TrainingArguments):
             default they go: the final folder holds the best student and no training state.
         ema_decay (`float`, *optional*): Between 0 and 1, both excluded: evaluate and save a moving average of the
             student's weights, see [`~hf_segkd.training.callbacks.ModelEMA`]. `None` does without.
-        quantization_aware (`bool`, *optional*, defaults to `False`): For a student that is trained already: let its
-            convolutions and linear layers compute on rounded values, see
-            [`~hf_segkd.training.int8_rounding.Int8Rounding`]. What is evaluated and saved is in floating point, to be
-            exported in int8.
+        freeze_batch_norm (`bool`, *optional*, defaults to `False`): For a student that is trained already: its batch
+            norms normalize with their running statistics, as in evaluation, and keep them. Scale and shift are
+            trained.
+        quantization_aware (`bool`, *optional*, defaults to `False`): For a student that is trained already: freeze
+            its batch norms, and let its convolutions and linear layers compute on rounded values, see
+            [`~hf_segkd.training.int8_rounding.Int8Rounding`]. What is evaluated and saved is in floating point, to
+            be exported in int8.
         teacher_dtype (`str`, *optional*, defaults to `"float32"`): Or `"bfloat16"`, `"float16"`: of the teacher's
             weights, which halves them. With `bf16` its convolutions compute in bfloat16 anyway.
         channels_last (`bool`, *optional*, defaults to `False`): Weights and maps of student and teacher in the memory

@@ -45,8 +45,10 @@ class Distiller(nn.Module):
         shared (`Sequence[int]`, *optional*): The classes that the teacher knows, by default all; see
             [`~hf_segkd.loading.class_map.shared_classes`].
         quantization_aware (`bool`, *optional*, defaults to `False`): Train on rounded values, see
-            [`~hf_segkd.training.int8_rounding.Int8Rounding`]; call [`calibrate_rounding`] before the first step. Batch
-            norms keep their statistics.
+            [`~hf_segkd.training.int8_rounding.Int8Rounding`]; call [`calibrate_rounding`] before the first step. It
+            freezes batch norms too.
+        freeze_batch_norm (`bool`, *optional*, defaults to `False`): The student's batch norms normalize with their
+            running statistics in training too, and keep them.
 
     Raises:
         ValueError: In `forward`, when a weight names a term that its loss does not return.
@@ -65,6 +67,7 @@ class Distiller(nn.Module):
         schedules: dict[str, WeightSchedule] | None = None,
         shared: Sequence[int] | None = None,
         quantization_aware: bool = False,
+        freeze_batch_norm: bool = False,
     ):
         super().__init__()
         self.student = student
@@ -73,7 +76,7 @@ class Distiller(nn.Module):
         self.normalization = normalization if normalization is not None else nn.Identity()
         self.image_dtype = normalization.dtype if normalization is not None else torch.uint8
         self.schedules = schedules or {}
-        self.quantization_aware = quantization_aware
+        self.freeze_batch_norm = freeze_batch_norm or quantization_aware  # constants in the int8 file
         self.rounding = Int8Rounding() if quantization_aware else nullcontext()
         self.shared = None if shared is None else ClassMap([[index] for index in shared])
         self.given_images = {name for name, x in self.losses.items() if "images" in signature(x.forward).parameters}
@@ -110,10 +113,10 @@ class Distiller(nn.Module):
 
     def train(self, mode: bool = True) -> Distiller:
         super().train(mode)
-        if self.quantization_aware:
+        if self.freeze_batch_norm:
             for module in self.student.modules():
                 if isinstance(module, _BatchNorm):
-                    module.eval()  # a constant in the int8 file
+                    module.eval()
         return self
 
     def calibrate_rounding(self, images: Iterable[Tensor]) -> None:
@@ -202,4 +205,5 @@ def build_distiller(
     setup = loss_setup(student, teacher, size, ignore_index, args.seed)
     losses, weights = build_losses(args.losses, setup, shared)
     schedules = build_schedules(args.losses)
-    return Distiller(student, losses, weights, normalization, schedules, shared, args.quantization_aware)
+    trained_on = {"quantization_aware": args.quantization_aware, "freeze_batch_norm": args.freeze_batch_norm}
+    return Distiller(student, losses, weights, normalization, schedules, shared, **trained_on)

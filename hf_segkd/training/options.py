@@ -128,6 +128,10 @@ class DistillationArguments:
     ema_decay: float | None = field(
         default=None, metadata=_help("Evaluate and save a moving average (EMA) of the student's weights, e.g. 0.999.")
     )
+    freeze_batch_norm: bool = field(
+        default=False,
+        metadata=_help("Train a finished student a little longer with the batch-norm statistics that it has."),
+    )
     quantization_aware: bool = field(
         default=False,
         metadata=_help(
@@ -183,6 +187,7 @@ _GROUPS = {
     "unlabeled_ratio": "data",
     "cache_only": "teacher",
     "ema_decay": "student",
+    "freeze_batch_norm": "student",
     "quantization_aware": "student",
     "losses": "losses",
 }

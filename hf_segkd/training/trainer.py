@@ -107,8 +107,8 @@ class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentChe
         if losses is None:
             distiller = build_distiller(student, known, args, normalization, size, ignore_index, shared)
         else:
-            options = {"shared": shared, "quantization_aware": args.quantization_aware}
-            distiller = Distiller(student, losses, normalization=normalization, **options)
+            options = {"quantization_aware": args.quantization_aware, "freeze_batch_norm": args.freeze_batch_norm}
+            distiller = Distiller(student, losses, normalization=normalization, shared=shared, **options)
         if args.world_size > 1 and args.device.type == "cuda":
             distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
         self.ignore_index = ignore_index

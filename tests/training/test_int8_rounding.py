@@ -86,6 +86,20 @@ def test_batch_norms_keep_their_statistics():
     assert distiller.student.training
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_batch_norms_keep_their_statistics_in_a_run(tmp_path, frozen):
+    """Scale and shift are trained all the same; nothing is rounded."""
+    student = tiny()
+    before = copy.deepcopy(student.state_dict())
+    trainer = trainer_for(tmp_path, student, freeze_batch_norm=frozen)
+    trainer.train()
+    assert not isinstance(trainer.model.rounding, Int8Rounding)
+    changed = {name for name, x in student.state_dict().items() if not torch.equal(x, before[name])}
+    statistics = {name for name in before if name.endswith(("running_mean", "running_var"))}
+    assert statistics and changed - statistics
+    assert (changed & statistics == set()) is frozen
+
+
 def test_rounding_without_ranges_is_an_error():
     with pytest.raises(RuntimeError, match="Call calibrate first"), Int8Rounding():
         pass
@@ -197,10 +211,10 @@ def test_maps_computed_twice_are_refused(tmp_path):
         trainer_for(tmp_path, tiny(), **options)
 
 
-def test_a_student_without_trained_weights_is_refused(tmp_path):
-    """Ranges of a random network are those of no file."""
-    flags = ["--output_dir", str(tmp_path / "run"), "--quantization_aware"]
-    assert "Train it first" in refusal([recipe(tmp_path), *flags])
+@pytest.mark.parametrize("flag", ["--quantization_aware", "--freeze_batch_norm"])
+def test_a_student_without_trained_weights_is_refused(tmp_path, flag):
+    """Ranges and statistics of a random network say nothing of the trained one."""
+    assert "Train it first" in refusal([recipe(tmp_path), "--output_dir", str(tmp_path / "run"), flag])
 
 
 def test_a_trained_student_is_trained_on_by_the_command(tmp_path, without_figures):
