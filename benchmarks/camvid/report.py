@@ -141,7 +141,8 @@ def method_row(result: MethodResult) -> list[str]:
 
 def labels(results: Path) -> str:
     note = (
-        "The student starts from its Cityscapes weights and takes 1000 steps, with the settings found from scratch. "
+        "The student starts from its Cityscapes weights and takes 1000 steps, with the best settings of the next "
+        "section. "
         "mIoU in percent on the test split, seeds 1, 2 and 3, and the gain over the same seeds alone with its 95 % "
         "interval. `kd_cwd` is pixel-wise KD and channel-wise distillation of the logits, with the recipe's weights "
         "as they are; the teacher is read from a cache of whole images. In the last column half of each batch is "
