@@ -17,6 +17,7 @@ Stages, in this order:
   longer     the baseline with half as many steps again, for a comparison at equal time, three seeds, test split
   labels     46, 367, 92, 184 labeled images: alone, with `kd_cwd` on them, with `kd_cwd` on the other images too;
              start and steps as in `started`, three seeds, test split
+  unweighted 46 labeled images as in `labels`, but all pixels count alike; three seeds, test split
   scratch    46 labeled images as in `labels`, with `kd`, from scratch; three seeds, test split
   teachers   KD from one teacher on crops, from its stored maps of whole images, from those with flip and scales, from
              those of four teachers; half as many steps, three seeds, test split
@@ -95,6 +96,10 @@ def run_labels(arguments: argparse.Namespace) -> None:
         few_labels("labels", count, "kd_cwd", arguments, [*start(arguments), *NO_CURVE])
 
 
+def run_unweighted(arguments: argparse.Namespace) -> None:
+    few_labels("unweighted", min(EVERY), "kd_cwd", arguments, start_weights(arguments))
+
+
 def run_scratch(arguments: argparse.Namespace) -> None:
     few_labels("scratch", min(EVERY), "kd", arguments)
 
@@ -148,6 +153,7 @@ STAGES = {
     "methods": run_methods,
     "longer": run_longer,
     "labels": run_labels,
+    "unweighted": run_unweighted,
     "scratch": run_scratch,
     "teachers": run_teachers,
     "best": run_best,
