@@ -52,7 +52,7 @@ FROM_SCRATCH = ("center", "decay_0.1", "jitter", "rate_1e-3", "rate_4e-3")
 STARTED = ("center", "decay_0.1", "jitter", "rare_classes", "rare_classes_rate_1e-3", "rare_classes_rate_4e-3")
 TRIAL_SEED, SEEDS = ("0",), ("1", "2", "3")
 START = "Cityscapes_ESPNet_C_Ours_60.pth"
-NO_CURVE = ("--eval_strategy", "no")  # the validation split is scored at the end only: a sixth of the time
+NO_CURVE = ("--eval_strategy", "no")  # the validation split is scored at the end only
 EVERY = {46: 8, 367: 1, 92: 4, 184: 2}  # labeled images -> step through the list of training images
 
 

@@ -88,9 +88,7 @@ def count_pixels(dataset: OpenedDataset) -> tuple[np.ndarray, np.ndarray]:
 
 def has_formula(losses: dict[str, dict]) -> bool:
     """Whether `class_weights` of a loss is a formula, of which the training masks make numbers."""
-    return any(
-        isinstance(options, dict) and isinstance(options.get("class_weights"), str) for options in losses.values()
-    )
+    return any(_formula(options) is not None for options in losses.values())
 
 
 def resolve_class_weights(losses: dict[str, dict], dataset: OpenedDataset) -> dict[str, dict]:
