@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -65,6 +68,8 @@ def check_arguments(args: TrainingArguments, student: PreTrainedModel) -> None:
         )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16 needs a GPU: on a CPU the run would be in float32. Leave it out, or use bf16.")
+    if args.bf16 and args.device.type == "cpu":
+        _check_bf16_on_cpu(student)
     if args.quantization_aware and args.activation_checkpointing:
         raise ValueError(
             "quantization_aware with activation_checkpointing: maps would be computed a second time without rounding. "
@@ -93,6 +98,44 @@ def check_weights(weights: dict[str, float | dict[str, float]]) -> None:
     """
     if all(weight == 0 for weight in weights.values()):
         raise ValueError(f"All losses ({', '.join(weights)}) have weight 0: nothing would be trained.")
+
+
+def _check_bf16_on_cpu(student: PreTrainedModel) -> None:
+    convolutions = [name for name, module in student.named_modules() if _is_dilated_depthwise(module)]
+    if convolutions and wrong_bf16_gradients():
+        raise ValueError(
+            f"bf16: on this CPU, torch {torch.__version__} computes wrong gradients for dilated depthwise "
+            f"convolutions in bfloat16, and {type(student).__name__} has {len(convolutions)} of them (the first is "
+            f"{convolutions[0]}). Leave bf16 out."
+        )
+
+
+def _is_dilated_depthwise(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d):
+        return False
+    return module.groups == module.in_channels > 1 and max(module.dilation) > 1
+
+
+@cache
+def wrong_bf16_gradients() -> bool:
+    """Whether this CPU's weight gradient of a dilated depthwise convolution in bfloat16 is wrong.
+
+    It is with torch 2.13 on processors with AVX-512 when maps are stored channels last, as inductor stores them too:
+    the gradient has nothing to do with the right one, and is now and then infinite.
+    """
+    random = torch.Generator().manual_seed(0)
+    image, gradient = (torch.randn(4, 32, 44, 60, generator=random) for _ in range(2))
+    weight = torch.randn(32, 1, 3, 3, generator=random)
+
+    def weight_gradient(dtype: torch.dtype) -> torch.Tensor:
+        x, along = (maps.to(dtype, memory_format=torch.channels_last) for maps in (image, gradient))
+        leaf = weight.to(dtype, copy=True).requires_grad_()
+        convolved = nn.functional.conv2d(x, leaf, padding=2, dilation=2, groups=32)
+        return torch.autograd.grad(convolved, leaf, along)[0].float()
+
+    right, rounded = weight_gradient(torch.float32), weight_gradient(torch.bfloat16)
+    # Not "greater than": the wrong gradient may be NaN.
+    return not (rounded - right).norm() < 0.1 * right.norm()
 
 
 def _check_reporting(args: TrainingArguments) -> None:
