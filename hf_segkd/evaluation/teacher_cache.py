@@ -97,14 +97,21 @@ class TeacherCache:
     def __init__(self, folder: str | Path, about: dict[str, Any]):
         self.folder = Path(folder)
         file = self.folder / ABOUT
-        if file.is_file():
-            check_same_teacher(self.folder, json.loads(file.read_text(encoding="utf-8")), about)
-            return
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            raise ValueError(
-                f"The folder '{folder}' is no teacher cache: it holds other files and no {ABOUT}. Give an empty one."
-            )
+        if not file.is_file():
+            self._begin(file, about)
+        check_same_teacher(self.folder, json.loads(file.read_text(encoding="utf-8")), about)
+
+    def _begin(self, file: Path, about: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Another process may begin the same cache at this moment, or have been killed while it did.
+        others = [path for path in self.folder.iterdir() if not path.name.startswith(f".{ABOUT}-")]
+        if file.is_file():
+            return
+        if others:
+            raise ValueError(
+                f"The folder '{self.folder}' is no teacher cache: it holds other files and no {ABOUT}. "
+                "Give an empty one."
+            )
         temporary = self.folder / f".{ABOUT}-{os.getpid()}"
         temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, file)

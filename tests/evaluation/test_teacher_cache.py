@@ -102,6 +102,17 @@ def test_two_processes_share_the_work(tmp_path, model, small_shards):
     assert min(seen) > 1 and sum(seen) <= IMAGES + 2
 
 
+def test_folder_that_another_process_is_beginning_is_taken(tmp_path):
+    """Of two processes that began together, the second took the first one's temporary file for a stranger's."""
+    (tmp_path / ".teacher.json-1").write_text("{")
+    TeacherCache(tmp_path, ABOUT)
+    TeacherCache(tmp_path, ABOUT)
+    (tmp_path / "teacher.json").unlink()
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(ValueError, match="is no teacher cache"):
+        TeacherCache(tmp_path, ABOUT)
+
+
 def test_only_what_is_new_is_computed(tmp_path, model, small_shards):
     """A hundred photos are added to a hundred thousand: their maps are a minute's work, not a night's."""
     fill(tmp_path / "cache", model, Scenes(tmp_path / "note"))
