@@ -68,6 +68,19 @@ def test_best_weight_is_read_from_the_trials(arguments, tmp_path):
     assert queue.best_factor("kd", arguments) == "triple"
 
 
+def test_best_students_learn_by_the_recipe_with_the_best_trial(arguments, tmp_path):
+    """The test split must not choose the method, nor may a hand."""
+    for method in queue.METHODS:
+        folder = tmp_path / "results" / "weights" / method
+        folder.mkdir(parents=True)
+        scores = {"third": 0.4, "recipe": 0.6 if method == "at" else 0.5, "triple": 0.3}
+        runs = [{"method": f"{method}_{name}", "mean_iou": value} for name, value in scores.items()]
+        (folder / "results.json").write_text(json.dumps({"runs": runs}))
+    recipe = queue.best_recipe(arguments)
+    assert recipe.endswith("at_recipe.yaml") and "at" in yaml.safe_load(open(recipe))["losses"]
+    assert queue.frozen("espnetc_taught", recipe, arguments)[1].endswith("best/espnetc_taught/at_recipe/seed1")
+
+
 @pytest.mark.parametrize("name", robustness.DISTURBANCES)
 def test_disturbed_pictures_differ_and_are_the_same_for_every_student(name):
     """Two students scored on other noise could not be compared."""
