@@ -216,9 +216,9 @@ def best(results: Path) -> str:
         "\nOn training and validation images together, as the released files were trained, with class weights; the "
         "four teachers are the released files that saw 2000 more images, averaged and stored; the method is that with "
         "the best validation score of the weights above. Rows with frozen batch norms train a row above on. Seed 1, "
-        "test split, each scored once; the gain is that over the same schedule alone, and its interval resamples images only. "
-        "The authors give 60.35 for ESPNet-C and 61.38 for ESPNet, and 64.13 and 65.13 with 2000 more images and "
-        "Structured KD.\n"
+        "test split, each scored once; the gain is that over the same schedule alone, and its interval resamples "
+        "images only. The authors give 60.35 for ESPNet-C and 61.38 for ESPNet, and 64.13 and 65.13 with 2000 more "
+        "images and Structured KD.\n"
     )
     return "\n".join([title, markdown_table(["student", "steps", "mIoU %", "gain [95 % interval]"], rows), note])
 
