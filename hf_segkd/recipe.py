@@ -245,6 +245,9 @@ def _split(argv: list[str]) -> tuple[list[str], list[tuple[str, list[str]]]]:
             flags[-1][1].append(token)
         else:
             files.append(token)
+    for key, values in flags:
+        if "--" in values:  # argparse would take it out
+            raise ValueError(f"--{key}: '--' cannot be a value. Leave it out, or write './--' for a file.")
     return files, flags
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
@@ -181,10 +181,18 @@ def test_text_is_recorded_as_it_was_given(tmp_path, text):
     assert again == options
 
 
+@pytest.mark.parametrize("flags", [["--dataset=--"], ["--dataset", "--"], ["--words", "a", "--"]])
+def test_two_dashes_are_no_value(flags):
+    """argparse took them out: the dataset became an empty list."""
+    with pytest.raises(ValueError, match="'--' cannot be a value"):
+        parse((Options,), flags)
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(), max_size=8), words=st.lists(st.text(max_size=5), min_size=1, max_size=2))
 def test_recipe_with_odd_texts_repeats_the_run(tmp_path, text, words):
     """A text that YAML reads as something else would make `recipe.yaml` another run than the one it records."""
+    assume(text != "--")
     words = [word for word in words if not word.startswith("-")] or ["a"]
     (options,), recipe = parse((Options,), [f"--dataset={text}", "--words", *words])
     assert options.dataset == text and options.words == words
