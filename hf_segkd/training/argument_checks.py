@@ -120,8 +120,8 @@ def _is_dilated_depthwise(module: nn.Module) -> bool:
 def wrong_bf16_gradients() -> bool:
     """Whether this CPU's weight gradient of a dilated depthwise convolution in bfloat16 is wrong.
 
-    It is with torch 2.13 on processors with AVX-512 when maps are stored channels last, as inductor stores them too:
-    the gradient has nothing to do with the right one, and is now and then infinite.
+    It was with torch 2.13 on an Intel Xeon with AMX, when maps are stored channels last, as inductor stores them too:
+    the gradient had nothing to do with the right one, and was now and then infinite.
     """
     random = torch.Generator().manual_seed(0)
     image, gradient = (torch.randn(4, 32, 44, 60, generator=random) for _ in range(2))
