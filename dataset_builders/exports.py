@@ -81,7 +81,7 @@ def export_pairs(
     """Pictures by split, each with the mask that its shapes draw; pictures that nobody opened train unlabeled.
 
     Raises:
-        ValueError: There is no picture to train on.
+        ValueError: There is no picture to train or to score on.
     """
     state = _state(files, ids, fill)
     splits: dict[str, Keyed] = {}
@@ -92,12 +92,13 @@ def export_pairs(
             mask = DrawnFile(item.image, draw=partial(_encoded, item, ids, fill), state=state)
             pair = RawFile(item.image), mask if item.reviewed else None
             splits.setdefault(split, {})[composed(str(item.image))] = pair
-    if "train" not in splits:
-        raise ValueError(f"The {export.format} export has the splits {', '.join(splits)}, and none to train on.")
-    bare = sum(mask is None for _, mask in splits["train"].values())
+    if not splits:
+        raise ValueError(f"The {export.format} export has no picture to train on, and none that somebody labeled.")
+    train = splits.get("train", {})
+    bare = sum(mask is None for _, mask in train.values())
     if bare:
-        logger.warning("%d of %d train images have no annotation: they are unlabeled.", bare, len(splits["train"]))
-    if "validation" not in splits:
+        logger.warning("%d of %d train images have no annotation: they are unlabeled.", bare, len(train))
+    if train and "validation" not in splits:
         root = _common_root(files)
         relative = {composed(str(pair[0].path.relative_to(root))): pair for pair in splits["train"].values()}
         splits["train"], splits["validation"] = draw_validation(relative, fraction, seed)

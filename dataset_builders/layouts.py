@@ -82,7 +82,7 @@ def pair_layouts(layouts: list[Layout], files: dict[str, RawFile], fraction: flo
     """Pairs of images and masks by split.
 
     Splits are those of list files `ImageSets/Segmentation/*.txt`, else of folders; images without a split train. Where
-    nothing validates, some of the labeled images are drawn for it.
+    nothing validates, some of the labeled images to train on are drawn for it. A folder to score on needs no others.
 
     Raises:
         ValueError: Masks without an image, images without a mask outside the training split, lists that do not fit.
@@ -103,16 +103,11 @@ def pair_layouts(layouts: list[Layout], files: dict[str, RawFile], fraction: flo
     elif not lists:
         # Labeled images outside the split folders count as unused where there is a training split.
         joining = {key: pair for key, pair in loose.items() if pair[1] is None or "train" not in splits}
-        splits["train"] = splits.get("train", {}) | joining
+        if joining:
+            splits["train"] = splits.get("train", {}) | joining
     for split, pairs in splits.items():
         _check_bare(split, pairs, layouts[0])
-    if not splits.get("train"):
-        filled = ", ".join(split for split, pairs in splits.items() if pairs)
-        raise ValueError(
-            f"There are pictures of the split {filled}, and none to train on. Put those beside them, in folders "
-            "called train; to score a model on the others, one labeled picture is enough there."
-        )
-    if "validation" not in splits:
+    if "train" in splits and "validation" not in splits:
         splits["train"], splits["validation"] = draw_validation(splits["train"], fraction, seed)
     return {split: list(splits[split].values()) for split in SPLITS if split in splits}
 

@@ -109,6 +109,15 @@ class OpenedDataset(ABC):
         Raises:
             `ValueError`: Unknown split, unusable folder, or annotation values outside the classes.
         """
+        self.check_split(name)
+        return self._rows(name, skip or {})
+
+    def check_split(self, name: str) -> None:
+        """Check that there is such a split, or the split of such a slice.
+
+        Raises:
+            `ValueError`: There is none; the message lists those that exist.
+        """
         base = name.split("[")[0]
         if base not in self.splits:
             place = f" in {os.path.abspath(self.data_dir)}" if self.data_dir else ""
@@ -116,7 +125,6 @@ class OpenedDataset(ABC):
                 f"The dataset '{self.name}'{place} has no split '{base}'.{did_you_mean(base, self.splits)} "
                 f"Available: {', '.join(self.splits)}."
             )
-        return self._rows(name, skip or {})
 
     def training_set(
         self,

@@ -4,9 +4,13 @@
         --methods baseline kd cwd_logits kd_cwd --seeds 0 1 --split test --output_dir runs/bench \
         --student runs/espnet-c --teacher runs/espnet --data_dir CamVid
 
+    hf-segkd benchmark --data photos --teacher runs/teacher --student espnet-c \
+        --methods baseline kd kd_cwd --split validation --output_dir runs/bench
+
 Recipes of data and pair, and every flag that is not named below, go to `hf-segkd distill` for each run. The first
-method is the baseline. Finished runs are kept and an interrupted one is resumed: run the command again to continue the
-queue, also with further methods or seeds. `--report FOLDER` writes table and plot again from an earlier run's files.
+method is the baseline. With --data, options that are not given are derived once, the same for all runs. Finished runs
+are kept and an interrupted one is resumed: run the command again to continue the queue, also with further methods or
+seeds. `--report FOLDER` writes table and plot again from an earlier run's files.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,38 +34,44 @@ from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.reports.files import write_json
 
 if TYPE_CHECKING:
-    from hf_segkd.commands import distill
+    from dataset_builders.opened import OpenedDataset
 
 METHODS = Path(__file__).resolve().parents[1] / "recipes" / "methods"
 SCORES, COUNTS = "scores.json", "counts.safetensors"
+DERIVED = "derived.yaml"
 SCORING = threading.Lock()  # runs on several GPUs train side by side, but are scored one after the other
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the queue: the arguments for `distill`, as given and as parsed."""
+    """One run of the queue, and its arguments for `distill`."""
 
     method: str
     seed: int
     folder: Path
     argv: tuple[str, ...]
-    script: distill.ScriptArguments
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the queue and write the table; returns the number of failed runs."""
-    options, flags = parser().parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    recipes = list(takewhile(lambda word: not word.startswith("-"), argv))
+    options, flags = parser().parse_known_args(argv[len(recipes) :])
     plain_logs()
     with readable_errors():
         if options.report:
             print(report(Path(options.report)))
             return 0
-        runs = plan(options, flags)
+        if not options.output_dir:
+            raise ValueError("No output folder. Give --output_dir FOLDER.")
+        files = [method_file(method) for method in options.methods]
+        recipes, dataset = open_data(recipes, files[0], options, flags)
+        runs = plan(recipes, files, options, flags, dataset)
     devices = queue.SimpleQueue()
     for device in options.gpus or [None]:
         devices.put(device)
     with ThreadPoolExecutor(max_workers=len(options.gpus or [None])) as pool:
-        done = list(pool.map(lambda run: work(run, devices, options.split), runs))
+        done = list(pool.map(lambda run: work(run, devices, dataset, options.split), runs))
     finished = [run for run, succeeded in zip(runs, done, strict=True) if succeeded]
     with readable_errors():
         collect(finished, options)
@@ -71,42 +82,78 @@ def main(argv: list[str] | None = None) -> int:
     return len(runs) - len(finished)
 
 
-def plan(options: argparse.Namespace, flags: list[str]) -> list[Run]:
+def method_file(method: str) -> Path:
+    """The recipe of a method, by name or path."""
+    file = Path(method) if method.endswith(".yaml") else METHODS / f"{method}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in METHODS.glob("*.yaml")))
+        raise ValueError(f"No method {method!r}. Known: {known}; or the path of a recipe.")
+    return file
+
+
+def open_data(
+    recipes: list[str], baseline: Path, options: argparse.Namespace, flags: list[str]
+) -> tuple[list[str], OpenedDataset]:
+    """Recipes of all runs, and their dataset; with `--data`, the last recipe is what the baseline's run derives.
+
+    Raises:
+        ValueError: If a flag or the split is unknown.
+    """
+    from hf_segkd.recipe import dump, parse
+    from hf_segkd.training.config import DistillationConfig
+    from hf_segkd.training.derived import derive_options
+    from hf_segkd.training.inputs import open_training_data
+    from hf_segkd.training.options import ScriptArguments
+
+    argv = [*recipes, str(baseline), *flags, "--output_dir", options.output_dir]
+    (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv)
+    script.find_data()
+    dataset = open_training_data(script)
+    dataset.check_split(options.split)
+    if script.data is None:
+        return recipes, dataset
+    # Each method brings its own losses.
+    derived = derive_options({"losses": {}} | recipe, script.student, dataset, config)
+    file = Path(options.output_dir) / DERIVED
+    file.parent.mkdir(parents=True, exist_ok=True)
+    dump(derived, file)
+    return [*recipes, str(file)], dataset
+
+
+def plan(
+    recipes: list[str], files: list[Path], options: argparse.Namespace, flags: list[str], dataset: OpenedDataset
+) -> list[Run]:
     """All runs, seed by seed, so that an unfinished queue still compares methods.
 
     Raises:
-        ValueError: If a method or a flag is unknown, or a folder holds a run of other settings.
+        ValueError: If a flag is unknown, or a folder holds a run of other settings.
     """
-    from hf_segkd.commands import distill
     from hf_segkd.recipe import load_yaml, parse
     from hf_segkd.reports.method_benchmark import changed_keys
     from hf_segkd.training.class_weights import has_formula, resolve_class_weights
     from hf_segkd.training.config import DistillationConfig
-    from hf_segkd.training.inputs import open_training_data
+    from hf_segkd.training.options import ScriptArguments
 
-    if not options.output_dir:
-        raise ValueError("No output folder. Give --output_dir FOLDER.")
+    numbers = {}
     runs = []
     for seed in options.seeds:
-        for method in options.methods:
-            file = Path(method) if method.endswith(".yaml") else METHODS / f"{method}.yaml"
-            if not file.is_file():
-                known = ", ".join(sorted(path.stem for path in METHODS.glob("*.yaml")))
-                raise ValueError(f"No method {method!r}. Known: {known}; or the path of a recipe.")
+        for file in files:
             folder = Path(options.output_dir) / file.stem / f"seed{seed}"
-            argv = (*options.recipes, str(file), *flags, "--seed", str(seed), "--output_dir", str(folder))
-            (script, _), recipe = parse((distill.ScriptArguments, DistillationConfig), list(argv))
+            argv = (*recipes, str(file), *flags, "--seed", str(seed), "--output_dir", str(folder))
+            _, recipe = parse((ScriptArguments, DistillationConfig), list(argv))
             if (folder / "recipe.yaml").is_file():
                 earlier = load_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
                 if has_formula(recipe.get("losses", {})):  # the recipe that a run keeps has numbers
-                    recipe["losses"] = resolve_class_weights(recipe["losses"], open_training_data(script))
+                    if file not in numbers:
+                        numbers[file] = resolve_class_weights(recipe["losses"], dataset)
+                    recipe["losses"] = numbers[file]
                 if keys := changed_keys(earlier, recipe):
                     raise ValueError(f"{folder} was run with another {', '.join(keys)}. Use another --output_dir.")
-            runs.append(Run(file.stem, seed, folder, argv, script))
+            runs.append(Run(file.stem, seed, folder, argv))
     return runs
 
 
-def work(run: Run, devices: queue.SimpleQueue, split: str) -> bool:
+def work(run: Run, devices: queue.SimpleQueue, dataset: OpenedDataset, split: str) -> bool:
     """Train and score one run in its own process, unless that was done before; whether it succeeded."""
     from hf_segkd.training.finished_run import missing_of_run
 
@@ -124,7 +171,7 @@ def work(run: Run, devices: queue.SimpleQueue, split: str) -> bool:
             if trained.returncode:
                 return False
         with SCORING:
-            score(run, split)
+            score(run, dataset, split)
         return True
     finally:
         devices.put(device)
@@ -151,16 +198,14 @@ def student_hash(run: Run) -> str:
     return digest.hexdigest()
 
 
-def score(run: Run, split: str) -> None:
+def score(run: Run, dataset: OpenedDataset, split: str) -> None:
     """Score a finished student on `split` and keep what was counted on each image."""
     from safetensors.torch import save_file
 
     from hf_segkd.evaluation.scoring import evaluate
     from hf_segkd.evaluation.segmenter import Segmenter, default_device
     from hf_segkd.loading.any_model import load_model
-    from hf_segkd.training.inputs import open_training_data
 
-    dataset = open_training_data(run.script)
     images = dataset.evaluation_set(split)
     segmenter = Segmenter(*load_model(str(run.folder)), device=default_device())
     evaluation = evaluate(segmenter, images, ignore_index=dataset.spec.ignore_index)
@@ -206,9 +251,8 @@ def log_file(run: Run) -> Path:
 
 def parser() -> argparse.ArgumentParser:
     """Command line of this command; unknown options are passed on to `distill`."""
-    parser = CommandParser("benchmark", __doc__, allow_abbrev=False)
+    parser = CommandParser("benchmark", __doc__, usage="%(prog)s [RECIPE ...] [options]", allow_abbrev=False)
     add = parser.add_argument
-    add("recipes", nargs="*", help="recipes of data and pair")
     add("--methods", nargs="+", default=["baseline"], help="names of method recipes, or paths; the baseline first")
     add("--seeds", type=int, nargs="+", default=[0], help="seeds; each method is trained once with each (default: 0)")
     add("--split", default="test", help="split that is scored (default: test)")

@@ -76,10 +76,10 @@ def main(argv: list[str] | None = None) -> dict:
     if {"-h", "--help", "--help-all"} & set(argv):
         parser(all_options="--help-all" in argv).print_help()
         return {}
-    from dataset_builders import open_from_arguments
     from hf_segkd.training.checks import own_folder
     from hf_segkd.training.config import DistillationConfig
     from hf_segkd.training.derived import derive_options
+    from hf_segkd.training.inputs import open_training_data
     from hf_segkd.training.stored_teacher import check_cache
     from hf_segkd.training.streamed import check_streaming
 
@@ -88,34 +88,33 @@ def main(argv: list[str] | None = None) -> dict:
         with readable_errors():
             (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv)
             check_streaming(script, config)
+            script.find_data()
+            dataset = open_training_data(script)
             if script.data:
-                script.find_data()
-                derived = derive_options(recipe, script.student, open_from_arguments(script), config)
+                derived = derive_options(recipe, script.student, dataset, config)
                 (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv, derived)
                 script.find_data()
             check_cache(script, config)
             if script.cache_only:
-                return fill_cache(script, config)
+                return fill_cache(script, config, dataset)
             held.enter_context(own_folder(config))
-        return run(script, config, recipe)
+        return run(script, config, recipe, dataset)
 
 
-def fill_cache(script: ScriptArguments, config: DistillationConfig) -> dict:
+def fill_cache(script: ScriptArguments, config: DistillationConfig, dataset: OpenedDataset) -> dict:
     """Compute the teacher's predictions and train nothing."""
-    from dataset_builders import open_from_arguments
     from hf_segkd.evaluation.teacher import pin_teacher
     from hf_segkd.training.inputs import training_data
     from hf_segkd.training.stored_teacher import stored_teacher
 
     pin_teacher(script, {})
-    dataset = open_from_arguments(script)
     maps = stored_teacher(script, config, dataset, training_data(script, dataset, config.seed))
     if config.should_save:
         print(f"The teacher's predictions for {len(maps)} images: {script.teacher_cache}")
     return {"maps": len(maps)}
 
 
-def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> dict:
+def run(script: ScriptArguments, config: DistillationConfig, recipe: dict, dataset: OpenedDataset) -> dict:
     """Train, score and save in a folder that is held for this run."""
     from hf_segkd.evaluation.teacher import pin_teacher
     from hf_segkd.reports.data_summary import SAMPLE, short_text, summarize
@@ -124,7 +123,6 @@ def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> di
     from hf_segkd.reports.tables import table
     from hf_segkd.training.checks import find_checkpoint
     from hf_segkd.training.class_weights import resolve_class_weights
-    from hf_segkd.training.inputs import open_training_data
     from hf_segkd.training.resume import check_same_recipe, field_defaults
 
     with readable_errors():
@@ -132,7 +130,6 @@ def run(script: ScriptArguments, config: DistillationConfig, recipe: dict) -> di
         with config.main_process_first():
             checkpoint = find_checkpoint(config, script.overwrite, script.resume)
         pin_teacher(script, recipe)
-        dataset = open_training_data(script)
         config.losses = resolve_class_weights(config.losses, dataset)
         if "losses" in recipe:
             recipe["losses"] = config.losses

@@ -1,5 +1,6 @@
 """Evaluate segmentation models: per-class table, `metrics.json`, figures; of two models, how sure the difference is.
 
+    hf-segkd evaluate MODEL --data photos --output_dir OUT
     hf-segkd evaluate MODEL --dataset camvid --data_dir CamVid --split test --output_dir OUT
     hf-segkd evaluate --compare STUDENT BASELINE --dataset camvid --data_dir CamVid --output_dir OUT
     hf-segkd evaluate --teacher A B --teacher_flip --dataset camvid --data_dir CamVid --output_dir OUT
@@ -16,8 +17,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_builders import BUILDERS, DataArguments, open_from_arguments
-from hf_segkd.commands.flags import CommandParser, add_fields
+from dataset_builders import DataArguments, open_from_arguments
+from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields, find_data
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.evaluation.settings import InferenceProtocol, RunningArguments, TeacherArguments
 from hf_segkd.reports.files import check_no_run, model_names, write_json
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     with readable_errors():
         state = PartialState(cpu=arguments.device == "cpu")
         device = "cpu" if arguments.device == "cpu" else state.device
+        find_data(arguments)
         dataset = open_from_arguments(arguments)
         spec, split = dataset.spec, arguments.split or dataset.spec.eval_split
         protocol = InferenceProtocol.from_arguments(arguments)
@@ -147,8 +149,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("models", nargs="*", help="folders, Hub ids or original checkpoints (.pth)")
     add("--compare", nargs=2, metavar=("A", "B"), help="two models whose difference is tested on these images")
-    add("--dataset", required=True, help=", ".join(BUILDERS) + "; or a folder or Hub id that `datasets` opens")
-    add("--data_dir", help="folder of the raw dataset")
+    add_dataset(parser, "images to score", required=True)
     add("--split", help="train, validation or test (default: the dataset's validation split)")
     add("--output_dir", required=True, help="folder for metrics.json and figures")
     add("--no_figures", action="store_true", help="draw nothing: the scores alone, for many classes or runs")

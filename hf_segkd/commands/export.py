@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_builders import DataArguments, open_from_arguments
-from hf_segkd.commands.flags import CommandParser, add_fields
+from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields, find_data
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.reports.files import write_json
 
@@ -50,8 +50,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
     from hf_segkd.training.checks import check_classes
 
     with readable_errors():
+        find_data(arguments)
         if "int8" in arguments.precisions and not arguments.dataset:
-            raise ValueError("int8 is calibrated on training images: give a --dataset, or choose int8_dynamic.")
+            raise ValueError(
+                "int8 is calibrated on training images: give --data or --dataset, or choose int8_dynamic."
+            )
         check_layout(arguments)
         model, processor = load_model(arguments.model)
         if arguments.layout == "transformers.js":
@@ -199,8 +202,7 @@ def parser() -> argparse.ArgumentParser:
     add("--layout", default="file", choices=LAYOUTS, help="files for onnxruntime, or a folder for transformers.js")
     add("--output", default="labels", choices=OUTPUTS, help="class ids at image size, or the model's logits")
     add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="fixed size of images, pixels (default: any)")
-    add("--dataset", help="what is scored, int8 calibrated on: a builder's name, a folder or a Hub id")
-    add("--data_dir", help="folder of the raw dataset")
+    add_dataset(parser, "images to score and to calibrate int8 on")
     add("--split", help="split that is scored (default: the dataset's validation split)")
     add("--calibration_images", type=int, default=32, help="training images that int8 is calibrated on (default: 32)")
     add("--overwrite", action="store_true", help="replace the files of another model or of other settings")

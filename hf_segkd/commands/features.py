@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dataset_builders import BUILDERS, DataArguments, open_from_arguments
-from hf_segkd.commands.flags import CommandParser, add_fields
+from dataset_builders import DataArguments, open_from_arguments
+from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields, find_data
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.reports.files import model_names
 
@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     from hf_segkd.training.checks import check_classes
 
     with readable_errors():
+        find_data(arguments)
         dataset = open_from_arguments(arguments)
         spec, device = dataset.spec, arguments.device or default_device()
         names = model_names(arguments.models)
@@ -56,8 +57,7 @@ def parser() -> argparse.ArgumentParser:
     parser = CommandParser("features", __doc__)
     add = parser.add_argument
     add("models", nargs="+", help="folders, Hub ids or original checkpoints (.pth), one panel each")
-    add("--dataset", required=True, help=", ".join(BUILDERS) + "; or a folder or Hub id that `datasets` opens")
-    add("--data_dir", help="folder of the raw dataset")
+    add_dataset(parser, "images to look at", required=True)
     add("--split", help="train, validation or test (default: the dataset's validation split)")
     add("--output", required=True, help="picture to write, .png or .pdf")
     add("--num_images", type=int, default=20, help="images, evenly spread over the split (default: 20)")

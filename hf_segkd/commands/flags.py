@@ -8,6 +8,8 @@ from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from dataset_builders import BUILDERS
+from dataset_builders.arguments import find_dataset
 from hf_segkd.console import emphasized
 from hf_segkd.values import closest, did_you_mean
 
@@ -51,6 +53,27 @@ class CommandParser(argparse.ArgumentParser):
         # `--no-align_corners`, as argparse calls it, is spelled either way too.
         known = {_underscored(option): option for option in self._option_string_actions}
         return super().parse_known_args([_known(word, known) for word in words], namespace)
+
+
+def add_dataset(parser: argparse.ArgumentParser, purpose: str, required: bool = False) -> None:
+    """Add the flags that name a dataset: `--data`, or `--dataset` and `--data_dir`."""
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument("--data", help=f"{purpose}: your own folder, the name of a dataset, or a Hub id")
+    names = ", ".join(BUILDERS)
+    group.add_argument("--dataset", help=f"dataset by name: {names}; or a folder or Hub id that `datasets` opens")
+    parser.add_argument("--data_dir", help="with --dataset: folder of the raw dataset")
+
+
+def find_data(arguments: argparse.Namespace) -> None:
+    """Set `dataset` and `data_dir` to what `--data` names, if it was given.
+
+    Raises:
+        `ValueError`: As [`~dataset_builders.arguments.find_dataset`].
+    """
+    if arguments.data is None:
+        return
+    arguments.dataset, folder = find_dataset(arguments.data)
+    arguments.data_dir = folder or arguments.data_dir
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:

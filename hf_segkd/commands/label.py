@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 UNLABELED = 255
 THUMBNAIL = (480, 360)  # pixels
 FACTS_FILE = "labeling.json"
+PREVIEWS = ".previews"  # with a dot, since they are no pictures to train on
 
 
 def main(argv: list[str] | None = None) -> list[Path]:
@@ -111,7 +112,7 @@ def label_image(
     confidence = shares.max(axis=0)
     labels = shares.argmax(axis=0).astype(np.uint8)
     labels[confidence < arguments.min_confidence] = UNLABELED
-    for part in ("images", "previews", *(["probabilities"] if arguments.probabilities else [])):
+    for part in ("images", PREVIEWS, *(["probabilities"] if arguments.probabilities else [])):
         (folder / part).mkdir(parents=True, exist_ok=True)
     copy = folder / "images" / path.name
     if path.resolve() != copy.resolve():
@@ -121,7 +122,7 @@ def label_image(
         np.savez_compressed(folder / "probabilities" / f"{path.stem}.npz", probabilities=whole)
     preview = overlay(image, labels, palette)
     preview.thumbnail(THUMBNAIL)
-    preview.save(folder / "previews" / f"{path.stem}.jpg")
+    preview.save(folder / PREVIEWS / f"{path.stem}.jpg")
     mask = Image.fromarray(labels)
     # All 256 colors: with a shorter palette Pillow stores fewer bits, and 255 would come back as another value.
     colors = [channel for color in palette for channel in color]
@@ -161,7 +162,7 @@ def overview(facts: dict[str, dict[str, Any]], names: list[str], palette: Palett
         ]
         found += [f"unlabeled {fact['unlabeled']:.0%}"] if fact["unlabeled"] else []
         figures.append(
-            f'<figure><img loading="lazy" src="previews/{html.escape(image)}.jpg"><figcaption>{html.escape(image)}: '
+            f'<figure><img loading="lazy" src="{PREVIEWS}/{html.escape(image)}.jpg"><figcaption>{html.escape(image)}: '
             f"confidence {fact['confidence']:.0%}; {', '.join(found)}</figcaption></figure>"
         )
     return (

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from dataset_builders import DataArguments, open_from_arguments
 from dataset_builders.files import SUFFIXES
-from hf_segkd.commands.flags import CommandParser, add_fields
+from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields, find_data
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.deployment.label_files import (
     FORMATS,
@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     plain_logs()
     folder = Path(arguments.output_dir)
     with readable_errors(ValueError, OSError, ImportError):
+        find_data(arguments)
         protocol = InferenceProtocol.from_arguments(arguments)
         pictures, bands = pictures_of(arguments)
         check_clips(arguments, pictures)
@@ -228,7 +229,7 @@ def pictures_of(arguments: argparse.Namespace) -> tuple[dict[str, Picture], Band
             name: Picture(path.read_bytes, file_state(path), path, is_clip(path)) for name, path in files.items()
         }, None
     if arguments.files:
-        raise ValueError("Give image files or a --dataset, not both.")
+        raise ValueError("Give image files or a dataset (--data, --dataset), not both.")
     import datasets
 
     dataset = open_from_arguments(arguments)
@@ -271,8 +272,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", help="folder, Hub id or original checkpoint (.pth)")
     add("files", nargs="*", help="image files, clips, folders (searched for images) or quoted globs")
-    add("--dataset", help="a dataset's split instead of files: a builder's name, a folder or a Hub id")
-    add("--data_dir", help="folder of the raw dataset")
+    add_dataset(parser, "a dataset's split instead of files")
     add("--split", help="train, validation or test (default: the dataset's validation split)")
     add("--output_dir", required=True, help="folder for the label files")
     add("--format", default="palette", choices=sorted(FORMATS), help="cityscapes, voc, ade20k: for their test servers")

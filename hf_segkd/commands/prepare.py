@@ -1,7 +1,7 @@
 """Prepare a dataset: check its files, show what was understood, write parquet files or push them to the Hub.
 
+    hf-segkd prepare photos --labels labels.txt --output photos_prepared
     hf-segkd prepare camvid --data_dir CamVid --output camvid_prepared
-    hf-segkd prepare folder --data_dir photos --labels labels.txt --output photos_prepared
 
 The folder written holds all images; train on it anywhere with `--dataset camvid_prepared`. Look at `overview.png`
 before you train.
@@ -19,6 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dataset_builders import BUILDERS, DataArguments, open_from_arguments
+from dataset_builders.arguments import find_dataset
 from hf_segkd.commands.flags import CommandParser, add_fields
 from hf_segkd.console import plain_logs, readable_errors
 
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     picture_path = Path(arguments.output or ".", "overview.png")
     with readable_errors():
         check_replaceable(picture_path)
+        if arguments.dataset not in BUILDERS:
+            arguments.dataset, folder = find_dataset(arguments.dataset)
+            arguments.data_dir = folder or arguments.data_dir
         dataset = open_from_arguments(arguments)
         check_data(dataset)
         # Machines read stdout with --json: people's lines go to stderr then.
@@ -73,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     """Command line of this command."""
     parser = CommandParser("prepare", __doc__)
     add = parser.add_argument
-    add("dataset", help=", ".join(BUILDERS) + "; or a folder or Hub id that `datasets` opens")
+    add("dataset", help="your own folder, a Hub id, or one of " + ", ".join(BUILDERS))
     add("--data_dir", help="folder of the raw dataset")
     add("--output", help="new folder for parquet files")
     add("--push_to_hub", metavar="ID", help="Hub id to push to, user/name")

@@ -132,11 +132,9 @@ The same student reaches {distilled} when a teacher ({teacher}) also tells it wh
 Look at     {run}/student_distilled/figures/predictions.png
             {run}/curves.png
 
-Next, with your own photos in photos/images and masks for some of them in photos/masks (docs/your_own_data.md):
-  hf-segkd prepare folder --data_dir photos --labels labels.txt --output photos_prepared
-  hf-segkd distill baseline --dataset folder --data_dir photos --labels labels.txt --output_dir runs/teacher \\
-      --student.model_type pspnet --optim adamw_torch --learning_rate 1e-3 --crop_size 256 256 --max_steps 2000
-  hf-segkd distill kd_cwd --dataset folder --data_dir photos --labels labels.txt --output_dir runs/student \\
-      --student.model_type pspnet --student.backbone mobilenetv2 --teacher runs/teacher \\
-      --optim adamw_torch --learning_rate 1e-3 --crop_size 256 256 --max_steps 2000
+Next, with your own photos in photos/images, masks for some of them in photos/masks, and the class names in
+photos/labels.txt (docs/your_own_data.md):
+  hf-segkd prepare photos --output photos_prepared
+  hf-segkd distill --data photos --student pspnet-r18 --output_dir runs/teacher
+  hf-segkd distill --data photos --student pspnet-mbv2 --teacher runs/teacher --output_dir runs/student
   hf-segkd predict runs/student photos/images --output_dir runs/predictions"""

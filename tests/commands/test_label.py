@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import hf_segkd
+from dataset_builders import open_dataset
 from helpers import prompt_models
 from helpers.commands import distill, script
 from helpers.own_photos import write_splits
@@ -131,6 +132,7 @@ def test_labeled_photos_are_data(folders, photos, tmp_path):
     out = tmp_path / "labeled"
     argv = [json.dumps(described(folders["clipseg"])), str(photos / "images"), "--output_dir", str(out)]
     script("label").main([*argv, "--device", "cpu", "--min_confidence", "0.34"])
+    assert open_dataset("folder", str(out)).unused == []  # the previews are no pictures that somebody forgot
     argv = ["--data", str(out), "--student", json.dumps(TINY), "--output_dir", str(tmp_path / "run"), *FAST]
     assert [*distill.main([*argv, "--validation_fraction", "0.4"])["per_class_iou"]] == ["crack", "rust", "other"]
 

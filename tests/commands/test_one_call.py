@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from transformers import TrainingArguments
 import hf_segkd
 from dataset_builders import open_dataset
 from dataset_builders.arguments import find_dataset
-from helpers.commands import distill, refusal
+from helpers.commands import distill, refusal, script, trained_here
 from helpers.own_photos import NAMES, write_photos, write_splits
 from helpers.tiny import TINY
 from hf_segkd.recipe import load_yaml
+from hf_segkd.reports.method_benchmark import changed_keys
 from hf_segkd.training import derived
 from hf_segkd.training.derived import derive_options
 
@@ -83,6 +85,32 @@ def test_four_flags_train_score_and_write_the_card(photos, own_teacher, few_step
     assert recipe["crop_size"] == [64, 64] and [*recipe["losses"]] == ["task", "kd", "cwd_logits"]
     assert "distilled from" in (tmp_path / "run" / "README.md").read_text()
     assert "crop_size                    64 64  (the median training image is 64x80" in caplog.text
+
+
+def test_methods_are_compared_on_own_photos_with_one_derived_schedule(
+    photos, own_teacher, few_steps, tmp_path, monkeypatch, caplog
+):
+    """`--data photos` was read as a recipe named photos. With a schedule for each method nothing is compared."""
+    benchmark = script("benchmark")
+    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(run=trained_here, STDOUT=None))
+    given = ["--data", str(photos), "--student", "espnet-c", "--teacher", own_teacher, "--use_cpu"]
+    options = ["--methods", "baseline", "kd", "--split", "validation", "--output_dir", str(tmp_path)]
+    assert benchmark.main([*given, *options]) == 0
+    base, kd = (load_yaml((tmp_path / name / "seed0" / "recipe.yaml").read_text()) for name in ("baseline", "kd"))
+    assert base["max_steps"] == 3 and [*base["losses"]] == ["task"] and [*kd["losses"]] == ["task", "kd"]
+    assert changed_keys(base, kd | {"losses": base["losses"]}) == []
+    assert caplog.text.count("hence derived from data and student") == 1
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert benchmark.main([*given, *options]) == 0
+
+
+def test_a_run_shows_its_classes_once(tmp_path, caplog):
+    """Said two or three times, they made a reader look for the difference."""
+    photos = write_splits(tmp_path / "photos")  # which no run has prepared yet
+    (photos / "labels.txt").write_text("\n".join(NAMES))
+    argv = ["--data", str(photos), "--student", "espnet-c", "--max_steps", "1", "--use_cpu"]
+    distill.main([*argv, "--output_dir", str(tmp_path / "run")])
+    assert caplog.text.count("Classes from") == 1
 
 
 def test_the_function_is_the_command(photos, own_teacher, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dataset_builders import open_dataset, open_from_arguments
-from helpers.own_photos import COLUMNS, NAMES, ids, picture, table, write_photos
+from helpers.own_photos import COLUMNS, NAMES, ids, picture, save, table, write_photos
 from helpers.paths import ROOT
 from hf_segkd.recipe import parse
 from hf_segkd.training.config import DistillationConfig
@@ -135,3 +135,29 @@ def test_scripts_train_and_evaluate_on_a_folder_and_on_an_opened_dataset(tmp_pat
             [str(tmp_path / "run" / "recipe.yaml"), "--output_dir", str(tmp_path / "again"), "--overwrite"]
         )
         assert again["per_class_iou"] == report["per_class_iou"]
+
+
+def test_every_command_takes_photos_by_the_flag_of_distill(tmp_path, capsys, module_without_figures):
+    """`--data photos` trained, and `evaluate --data photos` was an unknown option."""
+    photos = write_photos(tmp_path / "photos")
+    (photos / "labels.txt").write_text("\n".join(NAMES))
+    for index in range(4):
+        save(tmp_path / "kept" / "images" / "test" / f"{index}.png", picture(index))
+        save(tmp_path / "kept" / "masks" / "test" / f"{index}.png", ids(index))
+    distill.main(["--data", str(photos), *FAST, "--output_dir", str(tmp_path / "run")])
+    student = str(tmp_path / "run")
+    by_name = ["--dataset", "folder", "--data_dir", str(photos), "--output_dir", str(tmp_path / "a")]
+    by_data = ["--data", str(photos), "--output_dir", str(tmp_path / "b")]
+    first, second = (script("evaluate").main([student, *flags, "--no_figures"]) for flags in (by_name, by_data))
+    assert first["run"]["per_class_iou"] == second["run"]["per_class_iou"]
+    kept = ["--data", str(tmp_path / "kept"), "--labels", *NAMES, "--split", "test"]
+    scores = script("evaluate").main([student, *kept, "--output_dir", str(tmp_path / "c"), "--no_figures"])
+    assert scores["run"]["images"] == 4
+    rows = script("export").main([student, *kept, "--size", "32", "40", "--output_dir", str(tmp_path / "onnx")])
+    assert rows[1]["mean_iou"] == pytest.approx(rows[0]["mean_iou"], abs=1e-3)
+    script("predict").main([student, *kept, "--output_dir", str(tmp_path / "maps")])
+    assert len([*(tmp_path / "maps").glob("*.png")]) == 4
+    script("prepare").main([str(photos), "--output", str(tmp_path / "prepared")])
+    assert "train" in capsys.readouterr().out and (tmp_path / "prepared" / "overview.png").is_file()
+    with pytest.raises(SystemExit, match="There is no folder 'photo'"):
+        script("evaluate").main([student, "--data", "photo", "--output_dir", str(tmp_path / "d")])

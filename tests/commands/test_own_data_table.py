@@ -87,7 +87,7 @@ def test_a_row_trains_with_its_flags(row, tmp_path, capsys):
     if row in ("Roboflow or CVAT", "Label Studio"):
         pytest.importorskip("pycocotools")
     WRITERS[row](tmp_path / "export")
-    data = ["--dataset", "folder", "--data_dir", str(tmp_path / "export"), *table()[row]]
+    data = ["--data", str(tmp_path / "export"), *table()[row]]
     report = distill.main([*data, *FAST, "--output_dir", str(tmp_path / "run")])
     names = list(report["per_class_iou"])
     assert {"crack", "rust"} <= set(names) or names == ["background", "crack"]

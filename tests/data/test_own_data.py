@@ -171,11 +171,12 @@ def test_folders_that_do_not_pair_up_are_refused(photos, load, tmp_path):
         load(photos)
 
 
-def test_pictures_to_score_on_alone_are_refused_with_what_is_missing(load, tmp_path):
-    """Whoever sets photos aside to score a model must be told how, in words that name what lies there."""
+def test_pictures_to_score_on_need_none_to_train_on(load, tmp_path):
+    """Photos set aside to score a model lie in a folder of their own; whoever trains on them is told what there is."""
     for kind, draw in (("images", picture), ("masks", ids)):
         save(tmp_path / kind / "val" / "1.png", draw(1))
-    with pytest.raises(ValueError, match="of the split validation, and none to train on. Put those .* called train"):
+    assert len(load(tmp_path, "validation")) == 1
+    with pytest.raises(ValueError, match="has no split 'train'. Available: validation"):
         load(tmp_path)
     for kind, draw in (("images", picture), ("masks", ids)):
         save(tmp_path / kind / "train" / "2.png", draw(2))

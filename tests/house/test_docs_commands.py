@@ -94,6 +94,7 @@ def stop_after_parsing(monkeypatch) -> None:
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopping(parse_args))
     monkeypatch.setattr(distill, "parse", to_the_end(distill.parse))
+    monkeypatch.setattr(benchmark, "open_data", lambda recipes, *others: (recipes, None))
     monkeypatch.setattr(benchmark, "plan", to_the_end(benchmark.plan))
     monkeypatch.setattr(benchmark, "report", lambda folder: (_ for _ in ()).throw(Parsed))
 

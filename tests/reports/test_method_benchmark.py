@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.commands import distill, recipe, script
+from helpers.commands import recipe, script, trained_here
 from helpers.paths import ROOT
 from hf_segkd.evaluation.comparison import paired_bootstrap, paired_gain
 from hf_segkd.reports.method_benchmark import changed_keys, read_results, results_table, write_results
@@ -98,13 +98,6 @@ def test_a_queue_goes_on_with_another_folder_of_decoded_images():
     assert changed_keys(earlier, {"data_dir": "other", "cache_dir": "/two"}) == ["data_dir"]
 
 
-def trained_here(command, **options):
-    """What the command of a run does, without a process of its own."""
-    assert command[1:4] == ["-m", "hf_segkd", "distill"]
-    distill.main(command[4:])
-    return SimpleNamespace(returncode=0)
-
-
 @pytest.fixture(scope="module")
 def queue_of_runs(tmp_path_factory, teacher, module_without_figures):
     """Baseline and KD with one seed on synthetic scenes, through the script; the runs are trained in this process."""
@@ -169,6 +162,15 @@ def test_a_queue_with_class_weights_from_a_formula_goes_on(tmp_path, monkeypatch
     assert benchmark.main([*command, weighted, "enet"]) == 0
     with pytest.raises(SystemExit, match="was run with another losses.task.class_weights"):
         benchmark.main([*command, weighted, "inverse_frequency"])
+
+
+def test_a_split_that_does_not_exist_is_refused_before_the_queue_begins(tmp_path, monkeypatch):
+    """It was found out when the first run, of hours, was to be scored."""
+    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(run=lambda *args, **kwargs: pytest.fail("trained")))
+    given = recipe(tmp_path, max_steps=1, losses={})
+    with pytest.raises(SystemExit, match="has no split 'tset'. Did you mean 'test'?"):
+        benchmark.main([given, "--split", "tset", "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_report_alone_writes_the_same_table_again(queue_of_runs):
