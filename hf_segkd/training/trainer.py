@@ -14,6 +14,7 @@ from hf_segkd.data.transforms import collate
 from hf_segkd.distributed import average
 from hf_segkd.evaluation.profiling import peak_memory_mib
 from hf_segkd.loading.class_map import class_names, map_classes, shared_classes
+from hf_segkd.loading.fingerprint import fingerprint
 from hf_segkd.loading.finite import check_finite
 from hf_segkd.loading.frozen import folded_batch_norms, zero_subnormals
 from hf_segkd.loading.norm_calibration import some_items
@@ -168,6 +169,7 @@ class DistillationTrainer(MixesUnlabeled, ReadsStreams, UploadsToHub, StudentChe
             distiller.calibrate_rounding(item["pixel_values"][None].to(args.device) for item in items)
 
     def _take(self, teacher: PreTrainedModel, processing_class) -> None:
+        self.work.data["teacher"] = fingerprint(teacher, processing_class)[:12]
         dtype = getattr(torch, self.args.teacher_dtype)
         self.teacher = zero_subnormals(teacher.requires_grad_(False).eval()).to(self.args.device, dtype)
         if self.args.channels_last:

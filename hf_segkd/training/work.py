@@ -20,8 +20,8 @@ class WorkDone:
     """Counts images and labeled pixels that were trained on, in all processes and before a resume too.
 
     Args:
-        data (`dict[str, int | str]`): Facts that a resumed run must share with the one before, such as the number of
-            images.
+        data (`dict[str, int | str]`): Facts that a resumed run must share with the one before: the number of images,
+            a hash of the teacher.
         ignore_index (`int`): Value of pixels that are not labeled.
     """
 
@@ -34,7 +34,7 @@ class WorkDone:
         """Start from what the `stateful_callbacks` of a checkpoint hold.
 
         Raises:
-            TrainingFault: If the data are not those of the checkpoint, unless changes are allowed.
+            TrainingFault: If they are not those of the checkpoint, unless changes are allowed.
         """
         entry = saved.get(KEY, {})
         self.images = entry.get("images", 0)
@@ -47,8 +47,8 @@ class WorkDone:
         changes = "; ".join(f"{key}: was {value}, now {self.data.get(key)}" for key, value in was.items())
         if was.keys() - {"processes"} and not allow_changes:
             raise TrainingFault(
-                f"The checkpoint is from a run on other data ({changes}). Restore the data, start a new run, or go on "
-                "all the same with --resume_with_changes."
+                f"The checkpoint is of a run with other data or another teacher ({changes}). Restore them, start a "
+                "new run, or go on all the same with --resume_with_changes."
             )
         if was:
             logger.warning("The run that is resumed was another (%s): it will not end with the same bits.", changes)

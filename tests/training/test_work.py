@@ -1,6 +1,7 @@
 """No finished folder for a run that did not train: what is asked, what can be and what was done are compared."""
 
 import os
+import shutil
 import socket
 import threading
 import time
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import DPTConfig, DPTForSemanticSegmentation, TrainerCallback
 
 from helpers.commands import distill, recipe, refusal
@@ -240,6 +241,21 @@ def test_resume_refuses_another_recipe_and_lists_it_and_keeps_both_with_changes(
     with pytest.raises(SystemExit) as stop:
         distill.main([*command, "--resume_with_changes", "--student.hidden_sizes", "[4, 12, 12]"])
     assert "holds the student and losses of another run" in str(stop.value.code)
+
+
+def test_resume_notices_another_teacher_in_the_same_place(tmp_path, teacher):
+    """The card would name one teacher, and two would have taught."""
+    shutil.copytree(teacher, tmp_path / "teacher")
+    kd = recipe(tmp_path, teacher=str(tmp_path / "teacher"), losses={"kd": {}}, keep_checkpoints=True)
+    command = [kd, "--output_dir", str(tmp_path / "run")]
+    distill.main(command)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")  # as if it had been killed at step 2
+    weights = load_file(tmp_path / "teacher" / "model.safetensors")
+    save_file({name: x + 1 if x.is_floating_point() else x for name, x in weights.items()}, tmp_path / "other")
+    (tmp_path / "other").replace(tmp_path / "teacher" / "model.safetensors")
+    with pytest.raises(SystemExit, match="another teacher .teacher: was [0-9a-f]{12}, now [0-9a-f]{12}"):
+        distill.main([*command, "--resume"])
+    assert distill.main([*command, "--resume_with_changes"])["steps"] == 4
 
 
 def test_figures_that_fail_leave_student_and_metrics_and_name_the_command(tmp_path, capsys, monkeypatch):
