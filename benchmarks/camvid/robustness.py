@@ -62,40 +62,32 @@ def jpeg(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 DISTURBANCES: dict[str, Disturb] = {"fog": fog, "darkness": darkness, "noise": noise, "blur": blur, "jpeg": jpeg}
 
 
-class Disturbed(Dataset):
-    """An evaluation set whose pictures are disturbed; uint8 RGB (3, H, W) as before."""
+def disturbed(dataset: Dataset, disturb: Disturb) -> list[dict]:
+    """The items of an evaluation set with their pictures disturbed; uint8 RGB (3, H, W) as before."""
+    return [one_disturbed(dataset[index], disturb, index) for index in range(len(dataset))]
 
-    def __init__(self, dataset: Dataset, disturb: Disturb):
-        self.dataset, self.disturb = dataset, disturb
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict:
-        item = dict(self.dataset[index])
-        image = item["pixel_values"].permute(1, 2, 0).numpy()
-        found = self.disturb(image, np.random.default_rng(index))
-        pixels = np.clip(np.rint(found), 0, 255).astype(np.uint8)
-        item["pixel_values"] = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-        return item
+def one_disturbed(item: dict, disturb: Disturb, seed: int) -> dict:
+    image = item["pixel_values"].permute(1, 2, 0).numpy()
+    found = disturb(image, np.random.default_rng(seed))
+    pixels = np.clip(np.rint(found), 0, 255).astype(np.uint8)
+    return {**item, "pixel_values": torch.from_numpy(pixels).permute(2, 0, 1).contiguous()}
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     dataset = open_dataset("camvid", arguments.data_dir)
-    images = dataset.evaluation_set("test")
+    folders = sorted((Path(arguments.output_dir) / "methods").glob("*/seed*"))
+    students = {f"{folder.parent.name}/{folder.name.removeprefix('seed')}": folder for folder in folders}
     file = Path(arguments.results) / "robustness.json"
     scores = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for folder in sorted((Path(arguments.output_dir) / "methods").glob("*/seed*")):
-        if not (folder / "scores.json").is_file():
-            continue
-        name = f"{folder.parent.name}/{folder.name.removeprefix('seed')}"
-        segmenter = Segmenter(*load_model(str(folder)))
-        for disturbance, disturb in DISTURBANCES.items():
-            if disturbance in scores.setdefault(name, {}):
+    for disturbance, disturb in DISTURBANCES.items():
+        images = disturbed(dataset.evaluation_set("test"), disturb)
+        for name, folder in students.items():
+            if disturbance in scores.get(name, {}) or not (folder / "scores.json").is_file():
                 continue
-            evaluation = evaluate(segmenter, Disturbed(images, disturb), ignore_index=dataset.spec.ignore_index)
-            scores[name][disturbance] = evaluation.scores()["mean_iou"]
+            evaluation = evaluate(Segmenter(*load_model(str(folder))), images, ignore_index=dataset.spec.ignore_index)
+            scores.setdefault(name, {})[disturbance] = evaluation.scores()["mean_iou"]
             write_json(scores, file)
             print(f"{name}, {disturbance}: {100 * scores[name][disturbance]:.2f}", flush=True)
 

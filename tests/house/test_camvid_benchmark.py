@@ -85,8 +85,10 @@ def test_best_students_learn_by_the_recipe_with_the_best_trial(arguments, tmp_pa
 def test_disturbed_pictures_differ_and_are_the_same_for_every_student(name):
     """Two students scored on other noise could not be compared."""
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 48, 64), dtype=np.uint8))
-    images = robustness.Disturbed([{"pixel_values": image}] * 2, robustness.DISTURBANCES[name])
-    first, again = images[1]["pixel_values"], images[1]["pixel_values"]
+    first, again = (
+        robustness.disturbed([{"pixel_values": image}] * 2, robustness.DISTURBANCES[name])[1]["pixel_values"]
+        for _ in range(2)
+    )
     assert first.dtype == torch.uint8 and first.shape == image.shape
     assert torch.equal(first, again) and not torch.equal(first, image)
 
