@@ -37,8 +37,8 @@ released, or from scratch where that is said. Teacher: the released ESPNet of 65
 seen the labels of the training and validation images and 2000 more images. Every run takes the last step of the
 schedule in `benchmarks/camvid/schedule.yaml`; scores are of whole images at 360x480, single scale. The test split (233
 images) is scored once for each run; everything that is chosen is chosen on the validation split (101 images) with
-another seed. Scores on the test split are some 10 points lower than on the validation split. One core of an Intel Xeon,
-bfloat16, torch 2.13.0+cpu.
+another seed. Scores on the test split are some 10 points lower than on the validation split. One core of an Intel
+Xeon, bfloat16, torch 2.13.0+cpu.
 """
 
 TEACHERS = {
