@@ -122,16 +122,17 @@ def methods(results: Path) -> str:
     if not is_there(results / "methods"):
         return not_run(title)
     rows = [method_row(result) for result in read_results(results / "methods")]
+    note = (
+        "\nTest split, seeds 1, 2 and 3: mean and standard deviation; the interval resamples seeds and images. "
+        "Seconds of a step: the clock's, median of the seeds, on one of two cores, of which the other was busy too: "
+        "differences of a tenth may be chance.\n"
+    )
     if is_there(results / "longer"):
         longer = read_results(results / "longer")[0]
         steps = f"baseline, {longer.facts['steps']} steps"
         rows.insert(1, [steps, "", mean([*longer.mean_iou.values()]), "", "", f"{longer.seconds_per_step:.2f}"])
+        note += "The row of more steps is what the time of a teacher buys when it is spent on the baseline.\n"
     head = ["method", "weights", "mIoU %", "gain [95 % interval]", "in words", "s / step"]
-    note = (
-        "\nTest split, seeds 1, 2 and 3: mean and standard deviation; the interval resamples seeds and images. "
-        "The row of more steps is what the time of a teacher buys when it is spent on the baseline. Seconds of a "
-        "step: the clock's, median of the seeds, on one of two cores, of which the other was busy too.\n"
-    )
     return "\n".join([title, markdown_table(head, rows), note])
 
 
