@@ -118,9 +118,9 @@ def queue_of_one(whole, tmp_path, monkeypatch):
 
     real = benchmark.score
 
-    def score(run, split):
+    def score(run, dataset, split):
         counts["scored"] += 1
-        real(run, split)
+        real(run, dataset, split)
 
     monkeypatch.setattr(benchmark.subprocess, "run", train)
     monkeypatch.setattr(benchmark, "score", score)

@@ -120,7 +120,7 @@ def test_photos_held_sideways_are_turned(tmp_path, synthetic_model):
         ([], "No images given"),
         (["a/x.png", "b/x.jpg"], "would both be written as x"),
         (["a/x.png", "--format", "cityscapes"], "for models of 19 classes, this one has 10"),
-        (["a/x.png", "--dataset", "synthetic"], "image files or a --dataset, not both"),
+        (["a/x.png", "--dataset", "synthetic"], "image files or a dataset (--data, --dataset), not both"),
     ],
 )
 def test_wrong_inputs_are_refused_before_predicting(argv, message, tmp_path, synthetic_model, monkeypatch):
