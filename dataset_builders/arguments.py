@@ -9,7 +9,8 @@ from dataset_builders.builders import BUILDERS
 from hf_segkd.recipe import load_yaml, mapping_or_text
 from hf_segkd.values import did_you_mean
 
-STORED = ("dataset_dict.json", "state.json", "*.parquet", "data/*.parquet")  # what `datasets` writes
+# What `datasets` writes, and folders of pictures that only it reads.
+STORED = ("dataset_dict.json", "state.json", "*.parquet", "data/*.parquet", "metadata.jsonl", "*/metadata.jsonl")
 
 
 @dataclass(kw_only=True)
@@ -100,6 +101,18 @@ def data_options(arguments: DataArguments | Namespace) -> dict[str, Any]:
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise ValueError(f"dataset_config must be a mapping of options such as '{{seed: 1}}', got {config!r}.")
     return config | {name: value for name, value in flags.items() if value is not None and value is not False}
+
+
+def find_data(arguments: Any) -> None:
+    """Set `dataset` and `data_dir` of parsed arguments to what their `data` names, if it was given.
+
+    Raises:
+        `ValueError`: As [`find_dataset`].
+    """
+    if arguments.data is None:
+        return
+    arguments.dataset, folder = find_dataset(arguments.data)
+    arguments.data_dir = folder or arguments.data_dir
 
 
 def find_dataset(data: str) -> tuple[str, str | None]:

@@ -147,7 +147,8 @@ class BuiltDataset(OpenedDataset):
                 pairs = {split: [pair for pair in items if pair[0] not in skipped] for split, items in pairs.items()}
             key = self._cache_key(pairs)
             builder = self.builder_class(data_dir=self._root, cache_dir=self.cache_dir, hash=key, **self.options)
-            builder.pairs, builder.config = pairs, self.config  # which has read the class names already
+            builder.pairs = pairs
+            builder.config = self.config  # which has read the class names already
             if num_proc is None and sum(map(len, pairs.values())) >= MANY:
                 num_proc = os.cpu_count()
             try:

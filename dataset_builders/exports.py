@@ -100,7 +100,7 @@ def export_pairs(
         logger.warning("%d of %d train images have no annotation: they are unlabeled.", bare, len(train))
     if train and "validation" not in splits:
         root = _common_root(files)
-        relative = {composed(str(pair[0].path.relative_to(root))): pair for pair in splits["train"].values()}
+        relative = {composed(str(pair[0].path.relative_to(root))): pair for pair in train.values()}
         splits["train"], splits["validation"] = draw_validation(relative, fraction, seed)
     return {split: list(splits[split].values()) for split in SPLITS if split in splits}
 

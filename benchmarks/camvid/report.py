@@ -150,8 +150,8 @@ def labels(results: Path) -> str:
         "mIoU in percent on the test split, seeds 1, 2 and 3, and the gain over the same seeds alone with its 95 % "
         "interval. `kd_cwd` is pixel-wise KD and channel-wise distillation of the logits, with the recipe's weights "
         "as they are; the teacher is read from a cache of whole images. In the last column half of each batch is "
-        "labeled. More labels do not help the student alone here: the images are frames of a few drives, and the "
-        "smaller sets are every second, fourth or eighth of them.\n"
+        "labeled. The smaller sets are every second, fourth or eighth training image. In 1000 steps, more labels do "
+        "not help the student alone.\n"
     )
     return few_labels("## How many labels\n", results / "labels", "kd_cwd", note)
 

@@ -99,6 +99,7 @@ def open_data(
     Raises:
         ValueError: If a flag or the split is unknown.
     """
+    from dataset_builders.arguments import find_data
     from hf_segkd.recipe import dump, parse
     from hf_segkd.training.config import DistillationConfig
     from hf_segkd.training.derived import derive_options
@@ -107,7 +108,7 @@ def open_data(
 
     argv = [*recipes, str(baseline), *flags, "--output_dir", options.output_dir]
     (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv)
-    script.find_data()
+    find_data(script)
     dataset = open_training_data(script)
     dataset.check_split(options.split)
     if script.data is None:

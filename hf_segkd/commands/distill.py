@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> dict:
     if {"-h", "--help", "--help-all"} & set(argv):
         parser(all_options="--help-all" in argv).print_help()
         return {}
+    from dataset_builders.arguments import find_data
     from hf_segkd.training.checks import own_folder
     from hf_segkd.training.config import DistillationConfig
     from hf_segkd.training.derived import derive_options
@@ -88,12 +89,12 @@ def main(argv: list[str] | None = None) -> dict:
         with readable_errors():
             (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv)
             check_streaming(script, config)
-            script.find_data()
+            find_data(script)
             dataset = open_training_data(script)
             if script.data:
                 derived = derive_options(recipe, script.student, dataset, config)
                 (script, config), recipe = parse((ScriptArguments, DistillationConfig), argv, derived)
-                script.find_data()
+                find_data(script)
             check_cache(script, config)
             if script.cache_only:
                 return fill_cache(script, config, dataset)

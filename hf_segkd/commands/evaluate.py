@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_builders import DataArguments, open_from_arguments
-from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields, find_data
+from dataset_builders.arguments import find_data
+from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.evaluation.settings import InferenceProtocol, RunningArguments, TeacherArguments
 from hf_segkd.reports.files import check_no_run, model_names, write_json

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset_builders import DataArguments, open_from_arguments
-from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields, find_data
+from dataset_builders.arguments import find_data
+from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.reports.files import write_json
 
@@ -50,12 +51,12 @@ def main(argv: list[str] | None = None) -> list[dict]:
     from hf_segkd.training.checks import check_classes
 
     with readable_errors():
-        find_data(arguments)
-        if "int8" in arguments.precisions and not arguments.dataset:
+        if "int8" in arguments.precisions and not (arguments.data or arguments.dataset):
             raise ValueError(
                 "int8 is calibrated on training images: give --data or --dataset, or choose int8_dynamic."
             )
         check_layout(arguments)
+        find_data(arguments)
         model, processor = load_model(arguments.model)
         if arguments.layout == "transformers.js":
             return export_transformers_js(model, processor, arguments)
@@ -119,7 +120,7 @@ def check_layout(arguments: argparse.Namespace) -> None:
     """
     if arguments.layout == "file":
         return
-    given = [f"--{name}" for name in ("size", "dataset", "data_dir", "split") if getattr(arguments, name)]
+    given = [f"--{name}" for name in ("size", "data", "dataset", "data_dir", "split") if getattr(arguments, name)]
     given += ["--precisions int8"] if "int8" in arguments.precisions else []
     given += ["--output logits"] if arguments.output == "logits" else []
     if given:

@@ -11,7 +11,8 @@ import argparse
 from pathlib import Path
 
 from dataset_builders import DataArguments, open_from_arguments
-from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields, find_data
+from dataset_builders.arguments import find_data
+from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.reports.files import model_names
 

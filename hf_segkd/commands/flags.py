@@ -9,7 +9,6 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from dataset_builders import BUILDERS
-from dataset_builders.arguments import find_dataset
 from hf_segkd.console import emphasized
 from hf_segkd.values import closest, did_you_mean
 
@@ -62,18 +61,6 @@ def add_dataset(parser: argparse.ArgumentParser, purpose: str, required: bool = 
     names = ", ".join(BUILDERS)
     group.add_argument("--dataset", help=f"dataset by name: {names}; or a folder or Hub id that `datasets` opens")
     parser.add_argument("--data_dir", help="with --dataset: folder of the raw dataset")
-
-
-def find_data(arguments: argparse.Namespace) -> None:
-    """Set `dataset` and `data_dir` to what `--data` names, if it was given.
-
-    Raises:
-        `ValueError`: As [`~dataset_builders.arguments.find_dataset`].
-    """
-    if arguments.data is None:
-        return
-    arguments.dataset, folder = find_dataset(arguments.data)
-    arguments.data_dir = folder or arguments.data_dir
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:

@@ -27,8 +27,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from dataset_builders import DataArguments, open_from_arguments
+from dataset_builders.arguments import find_data
 from dataset_builders.files import SUFFIXES
-from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields, find_data
+from hf_segkd.commands.flags import CommandParser, add_dataset, add_fields
 from hf_segkd.console import plain_logs, readable_errors
 from hf_segkd.deployment.label_files import (
     FORMATS,

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dataset_builders import BUILDERS, DataArguments, open_from_arguments
-from dataset_builders.arguments import find_dataset
+from dataset_builders.arguments import find_data
 from hf_segkd.commands.flags import CommandParser, add_fields
 from hf_segkd.console import plain_logs, readable_errors
 
@@ -37,9 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     picture_path = Path(arguments.output or ".", "overview.png")
     with readable_errors():
         check_replaceable(picture_path)
-        if arguments.dataset not in BUILDERS:
-            arguments.dataset, folder = find_dataset(arguments.dataset)
-            arguments.data_dir = folder or arguments.data_dir
+        arguments.data = None if arguments.dataset in BUILDERS else arguments.dataset
+        find_data(arguments)
         dataset = open_from_arguments(arguments)
         check_data(dataset)
         # Machines read stdout with --json: people's lines go to stderr then.

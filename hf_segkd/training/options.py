@@ -6,7 +6,6 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Literal
 
 from dataset_builders import BUILDERS, DataArguments
-from dataset_builders.arguments import find_dataset
 from hf_segkd.evaluation.settings import TeacherArguments
 
 
@@ -68,17 +67,6 @@ class InputArguments(DataArguments):
     def __post_init__(self):
         if (self.data is None) == (self.dataset is None):
             raise ValueError("Give --data FOLDER (own photos, options derived) or --dataset NAME, one of the two.")
-
-    def find_data(self) -> None:
-        """Set `dataset` and `data_dir` to what `data` names, if it was given.
-
-        Raises:
-            `ValueError`: As [`~dataset_builders.arguments.find_dataset`].
-        """
-        if self.data is None:
-            return
-        self.dataset, folder = find_dataset(self.data)
-        self.data_dir = folder or self.data_dir
 
 
 @dataclass(kw_only=True)

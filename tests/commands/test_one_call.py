@@ -250,6 +250,9 @@ def test_data_is_a_folder_a_stored_dataset_a_name_or_an_id(photos, tmp_path, mon
     assert find_dataset(str(photos)) == ("folder", str(photos))
     assert find_dataset(str(tmp_path / "disk")) == (str(tmp_path / "disk"), None)
     assert find_dataset(str(tmp_path / "parquet")) == (str(tmp_path / "parquet"), None)
+    (tmp_path / "pictures" / "train").mkdir(parents=True)
+    (tmp_path / "pictures" / "train" / "metadata.jsonl").touch()  # an `imagefolder` of `datasets`
+    assert find_dataset(str(tmp_path / "pictures")) == (str(tmp_path / "pictures"), None)
     assert find_dataset("camvid") == ("camvid", None) and find_dataset("user/name") == ("user/name", None)
     with pytest.raises(ValueError, match="There is no folder 'camvit'. Did you mean 'camvid'?"):
         find_dataset("camvit")
