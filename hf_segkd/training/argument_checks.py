@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
+
+from .bfloat16 import wrong_convolution
 
 # Fields of TrainingArguments: the only value that works here, and what is wrong with others.
 FIXED = {
@@ -101,41 +101,12 @@ def check_weights(weights: dict[str, float | dict[str, float]]) -> None:
 
 
 def _check_bf16_on_cpu(student: PreTrainedModel) -> None:
-    convolutions = [name for name, module in student.named_modules() if _is_dilated_depthwise(module)]
-    if convolutions and wrong_bf16_gradients():
+    if name := wrong_convolution(student):
+        convolution = student.get_submodule(name)
         raise ValueError(
-            f"bf16: on this CPU, torch {torch.__version__} computes wrong gradients for dilated depthwise "
-            f"convolutions in bfloat16, and {type(student).__name__} has {len(convolutions)} of them (the first is "
-            f"{convolutions[0]}). Leave bf16 out."
+            f"bf16: on this CPU, torch {torch.__version__} computes wrong gradients in bfloat16 for a dilated "
+            f"convolution of {type(student).__name__}, {name} ({convolution}). Leave bf16 out."
         )
-
-
-def _is_dilated_depthwise(module: nn.Module) -> bool:
-    if not isinstance(module, nn.Conv2d):
-        return False
-    return module.groups == module.in_channels > 1 and max(module.dilation) > 1
-
-
-@cache
-def wrong_bf16_gradients() -> bool:
-    """Whether this CPU's weight gradient of a dilated depthwise convolution in bfloat16 is wrong.
-
-    It was with torch 2.13 on an Intel Xeon with AMX, when maps are stored channels last, as inductor stores them too:
-    the gradient had nothing to do with the right one, and was now and then infinite.
-    """
-    random = torch.Generator().manual_seed(0)
-    image, gradient = (torch.randn(4, 32, 44, 60, generator=random) for _ in range(2))
-    weight = torch.randn(32, 1, 3, 3, generator=random)
-
-    def weight_gradient(dtype: torch.dtype) -> torch.Tensor:
-        x, along = (maps.to(dtype, memory_format=torch.channels_last) for maps in (image, gradient))
-        leaf = weight.to(dtype, copy=True).requires_grad_()
-        convolved = nn.functional.conv2d(x, leaf, padding=2, dilation=2, groups=32)
-        return torch.autograd.grad(convolved, leaf, along)[0].float()
-
-    right, rounded = weight_gradient(torch.float32), weight_gradient(torch.bfloat16)
-    # Not "greater than": the wrong gradient may be NaN.
-    return not (rounded - right).norm() < 0.1 * right.norm()
 
 
 def _check_reporting(args: TrainingArguments) -> None:

@@ -19,7 +19,7 @@ from hf_segkd.console import TrainingFault
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.native import expose_features
 from hf_segkd.training.advice import OneClass, Warnings
-from hf_segkd.training.argument_checks import check_arguments, check_processes, wrong_bf16_gradients
+from hf_segkd.training.argument_checks import check_arguments, check_processes
 from hf_segkd.training.config import DistillationConfig
 from hf_segkd.training.dry_run import smallest_batch
 from hf_segkd.training.run_lock import LOCK_FILE, run_lock
@@ -277,36 +277,3 @@ def test_a_network_whose_compiled_gradients_vanish_is_refused(tmp_path):
     args = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, max_steps=1, torch_compile=True)
     with pytest.raises(ValueError, match="ESPNetv2ForSemanticSegmentation cannot be compiled"):
         check_arguments(args, student)
-
-
-@pytest.mark.parametrize("wrong", [True, False])
-def test_bf16_is_refused_where_its_gradients_are_wrong(tmp_path, monkeypatch, wrong):
-    """oneDNN's weight gradients of dilated depthwise convolutions have nothing to do with the right ones."""
-    monkeypatch.setattr("hf_segkd.training.argument_checks.wrong_bf16_gradients", lambda: wrong)
-    args = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, max_steps=1, bf16=True)
-    mobile = load_model({"model_type": "pspnet", "backbone": "mobilenetv3_small"}, id2label=LABELS)[0]
-    segformer = load_model({"model_type": "segformer"}, id2label=LABELS)[0]
-    check_arguments(args, segformer)  # its depthwise convolutions are not dilated
-    if wrong:
-        with pytest.raises(ValueError, match=r"PSPNet\w* has 8 of them \(the first is backbone.*\). Leave bf16 out"):
-            check_arguments(args, mobile)
-    else:
-        check_arguments(args, mobile)
-
-
-def test_wrong_gradients_are_found_by_computing_one(monkeypatch):
-    wrong_bf16_gradients.cache_clear()
-    convolve = torch.nn.functional.conv2d
-
-    def broken(maps, weight, **options):
-        if maps.dtype == torch.bfloat16:
-            weight.register_hook(lambda gradient: gradient + float("nan"))
-        return convolve(maps, weight, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("torch.nn.functional.conv2d", broken)
-        assert wrong_bf16_gradients()
-    wrong_bf16_gradients.cache_clear()
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert not wrong_bf16_gradients()
-    wrong_bf16_gradients.cache_clear()
