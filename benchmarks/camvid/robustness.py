@@ -3,7 +3,8 @@
     python -m benchmarks.camvid.robustness --data_dir CamVid --output_dir runs/camvid
 
 The pictures are made on the fly: image i is disturbed by a generator seeded with i, so that all students see the same
-pixels. Scores go to `robustness.json` of `--results`; what is there already is not measured again.
+pixels. What is scored once is kept in `robustness` of `--output_dir` and not measured again; results of a disturbance
+go to its folder in `robustness` of `--results`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from benchmarks.camvid.__main__ import RESULTS
@@ -25,6 +27,7 @@ from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.reports.files import write_json
+from hf_segkd.reports.method_benchmark import write_results
 
 Disturb = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -77,19 +80,45 @@ def one_disturbed(item: dict, disturb: Disturb, seed: int) -> dict:
 def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     dataset = open_dataset("camvid", arguments.data_dir)
-    folders = sorted((Path(arguments.output_dir) / "methods").glob("*/seed*"))
-    students = {f"{folder.parent.name}/{folder.name.removeprefix('seed')}": folder for folder in folders}
-    file = Path(arguments.results) / "robustness.json"
-    scores = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for disturbance, disturb in DISTURBANCES.items():
-        images = disturbed(dataset.evaluation_set("test"), disturb)
-        for name, folder in students.items():
-            if disturbance in scores.get(name, {}) or not (folder / "scores.json").is_file():
-                continue
-            evaluation = evaluate(Segmenter(*load_model(str(folder))), images, ignore_index=dataset.spec.ignore_index)
-            scores.setdefault(name, {})[disturbance] = evaluation.scores()["mean_iou"]
-            write_json(scores, file)
-            print(f"{name}, {disturbance}: {100 * scores[name][disturbance]:.2f}", flush=True)
+    runs = Path(arguments.output_dir)
+    students = sorted(path.parent for path in (runs / "methods").glob("*/seed*/scores.json"))
+    for disturbance in arguments.disturbances:
+        images = disturbed(dataset.evaluation_set("test"), DISTURBANCES[disturbance])
+        folders = []
+        for student in students:
+            folder = runs / "robustness" / disturbance / student.parent.name / student.name
+            if not is_scored(student, folder):
+                score(student, images, dataset.spec.ignore_index, folder)
+            folders.append(folder)
+        collect(folders, Path(arguments.results) / "robustness" / disturbance)
+
+
+def is_scored(student: Path, folder: Path) -> bool:
+    """Whether the folder has the scores of the student as it is now."""
+    kept, clean = folder / "scores.json", student / "scores.json"
+    if not kept.is_file():
+        return False
+    hashes = [json.loads(file.read_text(encoding="utf-8"))["student"] for file in (kept, clean)]
+    return hashes[0] == hashes[1]
+
+
+def score(student: Path, images: list[dict], ignore_index: int, folder: Path) -> None:
+    """Score a finished student and keep what was counted on each image."""
+    evaluation = evaluate(Segmenter(*load_model(str(student))), images, ignore_index=ignore_index)
+    clean = json.loads((student / "scores.json").read_text(encoding="utf-8"))
+    scores = clean | {"mean_iou": evaluation.scores()["mean_iou"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"counts": evaluation.per_image.int()}, folder / "counts.safetensors")
+    write_json(scores, folder / "scores.json")  # last: it says that all is there
+    print(f"{folder}: {100 * scores['mean_iou']:.2f}", flush=True)
+
+
+def collect(folders: list[Path], target: Path) -> None:
+    """Put the scores of all students under one disturbance into one folder of results."""
+    scores = [json.loads((folder / "scores.json").read_text(encoding="utf-8")) for folder in folders]
+    counts = [load_file(folder / "counts.safetensors")["counts"] for folder in folders]
+    target.mkdir(parents=True, exist_ok=True)
+    write_results(scores, counts, "baseline", target)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,7 +128,8 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data_dir", required=True, help="folder of CamVid")
     add("--output_dir", required=True, help="folder of the runs, as of benchmarks.camvid")
-    add("--results", default=str(RESULTS), help="folder of robustness.json (default: the committed one)")
+    add("--results", default=str(RESULTS), help="folder of the results (default: the committed one)")
+    add("--disturbances", nargs="+", choices=DISTURBANCES, default=list(DISTURBANCES), help="which (default: all)")
     return parser
 
 

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import yaml
 
 from helpers.paths import ROOT
+from hf_segkd.reports.files import write_json
 
 sys.path.append(str(ROOT))
 queue = importlib.import_module("benchmarks.camvid.__main__")
@@ -91,6 +93,25 @@ def test_disturbed_pictures_differ_and_are_the_same_for_every_student(name):
     )
     assert first.dtype == torch.uint8 and first.shape == image.shape
     assert torch.equal(first, again) and not torch.equal(first, image)
+
+
+def test_disturbed_scores_are_those_of_the_student_that_is_there_now(tmp_path, monkeypatch):
+    """A student that was trained again must not keep the scores of the one before."""
+    student, folder = tmp_path / "methods" / "kd" / "seed1", tmp_path / "robustness" / "fog" / "kd" / "seed1"
+    evaluation = SimpleNamespace(per_image=torch.ones(2, 2, 3), scores=lambda: {"mean_iou": 0.25})
+    monkeypatch.setattr(robustness, "load_model", lambda path: ())
+    monkeypatch.setattr(robustness, "Segmenter", lambda: None)
+    monkeypatch.setattr(robustness, "evaluate", lambda *args, **options: evaluation)
+    student.mkdir(parents=True)
+    write_json({"method": "kd", "seed": 1, "mean_iou": 0.5, "student": "one"}, student / "scores.json")
+    assert not robustness.is_scored(student, folder)
+    robustness.score(student, [], 11, folder)
+    assert robustness.is_scored(student, folder)
+    robustness.collect([folder], tmp_path / "results")
+    run = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))["runs"][0]
+    assert run == {"method": "kd", "seed": 1, "mean_iou": 0.25, "student": "one"}
+    write_json({"method": "kd", "seed": 1, "mean_iou": 0.5, "student": "another"}, student / "scores.json")
+    assert not robustness.is_scored(student, folder)
 
 
 def test_page_is_what_its_command_writes_from_the_committed_results(tmp_path):
