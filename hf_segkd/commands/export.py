@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
             if dataset.bands is not None and Bands.of(processor) is None:
                 raise ValueError("The file takes 8-bit RGB as its model does, the images of this dataset have bands.")
         scored = dataset.evaluation_set(arguments.split) if dataset else None
+        if scored and arguments.size:
+            check_size(arguments.size, scored[0]["pixel_values"].shape[-2:])
         made_with = {"model": fingerprint(model, processor), "output": arguments.output, "size": arguments.size}
         begin_export(Path(arguments.output_dir), made_with, arguments.overwrite)
         paths = write_files(model, processor, dataset, arguments)
@@ -89,6 +91,19 @@ def main(argv: list[str] | None = None) -> list[dict]:
     write_json(report, Path(arguments.output_dir) / "export.json")
     check_agreement(rows[1])
     return rows
+
+
+def check_size(size: list[int], found: tuple[int, int]) -> None:
+    """Check that a file of fixed size can score the images; `found` is the height and width of the first one.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if tuple(found) != tuple(size):
+        raise ValueError(
+            f"--size {size[0]} {size[1]}, but the first image to score has {found[0]}x{found[1]} pixels: a file of "
+            "fixed size could not take it. Leave --size out, give the images' size, or score no images."
+        )
 
 
 def begin_export(folder: Path, made_with: dict, overwrite: bool) -> None:

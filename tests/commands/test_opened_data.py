@@ -155,6 +155,9 @@ def test_every_command_takes_photos_by_the_flag_of_distill(tmp_path, capsys, mod
     assert scores["run"]["images"] == 4
     rows = script("export").main([student, *kept, "--size", "32", "40", "--output_dir", str(tmp_path / "onnx")])
     assert rows[1]["mean_iou"] == pytest.approx(rows[0]["mean_iou"], abs=1e-3)
+    with pytest.raises(SystemExit, match="--size 40 32, but the first image to score has 32x40 pixels"):
+        script("export").main([student, *kept, "--size", "40", "32", "--output_dir", str(tmp_path / "turned")])
+    assert not (tmp_path / "turned").exists()
     script("predict").main([student, *kept, "--output_dir", str(tmp_path / "maps")])
     assert len([*(tmp_path / "maps").glob("*.png")]) == 4
     script("prepare").main([str(photos), "--output", str(tmp_path / "prepared")])
