@@ -145,6 +145,8 @@ def methods(results: Path) -> str:
         steps = f"baseline, {longer.facts['steps']} steps"
         rows.insert(1, [steps, "", mean([*longer.mean_iou.values()]), "", "", f"{longer.seconds_per_step:.2f}"])
         note += "The row of more steps is what the time of a teacher buys when it is spent on the baseline.\n"
+    else:
+        note += "Not run yet: the baseline for as long as a run with a teacher takes.\n"
     head = ["method", "weights", "mIoU %", "gain [95 % interval]", "in words", "s / step"]
     if is_there(results / REPEATED):
         note += "\n" + repeated(results)
@@ -256,6 +258,9 @@ def best(results: Path) -> str:
         "images only. The authors give 60.35 for ESPNet-C and 61.38 for ESPNet, and 64.13 and 65.13 with 2000 more "
         "images and Structured KD.\n"
     )
+    missing = [text for name, text in BEST.items() if not is_there(results / "best" / name)]
+    if missing:
+        note += f"\nNot run yet: {'; '.join(missing)}.\n"
     table = markdown_table(["student", "steps", "mIoU %", "gain [95 % interval]"], rows)
     return "\n".join([title, table, note, levers(results)])
 
