@@ -8,6 +8,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, S
 from dataset_builders import open_dataset
 from helpers.own_photos import NAMES, save
 from helpers.tiny import LABELS, TINY
+from helpers.trainers import equal, weights
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
 from hf_segkd.loading.bands import check_reads, student_for_bands, widen
@@ -65,7 +66,10 @@ def test_every_network_reads_any_bands_and_a_saved_one_loads(name, names, tmp_pa
         assert input_channels(wide.config) == len(names) and logits.isfinite().all()
         wide.save_pretrained(tmp_path)
         loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
-        assert torch.equal(loaded(pixel_values=image).logits, logits)
+        assert equal(weights(loaded), weights(wide))
+        found = loaded(pixel_values=image).logits
+    # Not equal: on some CPUs, the place in memory decides how sums are rounded.
+    torch.testing.assert_close(found, logits, rtol=0, atol=1e-5 * logits.abs().max().item())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -108,8 +108,9 @@ def test_a_saved_folder_works_without_this_package(released, name):
     """Strangers load it with nothing but transformers, and expect the trainer's logits and no complaint."""
     folder, found = released
     assert {path.name for path in (folder / name).iterdir()} == FILES
-    assert found[name] == {
-        "difference": 0.0,
+    facts = dict(found[name])
+    assert facts.pop("difference") < 1e-5  # on some CPUs, the place in memory decides how sums are rounded
+    assert facts == {
         "processor": "SegmentationImageProcessor",
         "complaints": [],
         "saved again": sorted(FILES),
