@@ -164,16 +164,15 @@ def repeated(results: Path) -> str:
 
 
 def method_row(result: MethodResult) -> list[str]:
-    factor = result.method.rpartition("_")[2]
-    factor = f"{FACTORS[factor]:.2g} x" if factor in FACTORS else ""
+    name, factor = name_and_factor(result.method)
     scored = [mean([*result.mean_iou.values()]), interval(result.gain), verdict(result.gain)]
-    return [method_name(result.method), factor, *scored, f"{result.seconds_per_step:.2f}"]
+    return [name, factor, *scored, f"{result.seconds_per_step:.2f}"]
 
 
-def method_name(recipe: str) -> str:
-    """A method's name without the factor of its weight: "dist" for "dist_triple"."""
+def name_and_factor(recipe: str) -> tuple[str, str]:
+    """A method and the factor of its weight: ("dist", "3 x") for "dist_triple", ("baseline", "") for "baseline"."""
     name, _, factor = recipe.rpartition("_")
-    return name if factor in FACTORS else recipe
+    return (name, f"{FACTORS[factor]:.2g} x") if factor in FACTORS else (recipe, "")
 
 
 def labels(results: Path) -> str:
@@ -267,9 +266,11 @@ def best(results: Path) -> str:
 
 def levers(results: Path) -> str:
     """What was tried to raise the best ESPNet-C, and its effect."""
-    trials = {result.method: result.mean_iou[0] for result in read_results(results / "started")}
-    weighed = 100 * (trials["rare_classes"] - trials["center"])
-    rows = [["class weights (validation split, 1000 steps, alone, seed 0)", f"{weighed:+.2f}"]]
+    weighed = "not run"
+    if is_there(results / "started"):
+        trials = {result.method: result.mean_iou[0] for result in read_results(results / "started")}
+        weighed = f"{100 * (trials['rare_classes'] - trials['center']):+.2f}"
+    rows = [["class weights (validation split, 1000 steps, alone, seed 0)", weighed]]
     for text, name, against in LEVERS:
         gained = gain(results / "best" / name, results / "best" / against)
         rows.append([text, interval(gained) or "not run"])
@@ -283,7 +284,9 @@ def robustness(results: Path) -> str:
         return not_run(title)
     columns = [read_results(results / "methods"), *(read_results(results / "robustness" / name) for name in done)]
     found = [{result.method: result for result in column} for column in columns]
-    rows = [[method_name(method), *(score_and_gain(column.get(method)) for column in found)] for method in found[0]]
+    rows = [
+        [name_and_factor(method)[0], *(score_and_gain(column.get(method)) for column in found)] for method in found[0]
+    ]
     note = (
         "\nThe students in float32 on disturbed test images (`python -m benchmarks.camvid.robustness`): mean "
         "mIoU in percent of seeds 1, 2 and 3, and the gain over the same seeds alone with its 95 % interval. The "

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.camvid.__main__ import RESULTS
 from dataset_builders import open_dataset
+from hf_segkd.commands.benchmark import COUNTS, SCORES
 from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import Segmenter
 from hf_segkd.loading.any_model import load_model
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     dataset = open_dataset("camvid", arguments.data_dir)
     runs = Path(arguments.output_dir)
-    students = sorted(path.parent for path in (runs / "methods").glob("*/seed*/scores.json"))
+    students = sorted(path.parent for path in (runs / "methods").glob(f"*/seed*/{SCORES}"))
     for disturbance in arguments.disturbances:
         images = disturbed(dataset.evaluation_set("test"), DISTURBANCES[disturbance])
         folders = []
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def is_scored(student: Path, folder: Path) -> bool:
     """Whether the folder has the scores of the student as it is now."""
-    kept, clean = folder / "scores.json", student / "scores.json"
+    kept, clean = folder / SCORES, student / SCORES
     if not kept.is_file():
         return False
     hashes = [json.loads(file.read_text(encoding="utf-8"))["student"] for file in (kept, clean)]
@@ -105,18 +106,18 @@ def is_scored(student: Path, folder: Path) -> bool:
 def score(student: Path, images: list[dict], ignore_index: int, folder: Path) -> None:
     """Score a finished student and keep what was counted on each image."""
     evaluation = evaluate(Segmenter(*load_model(str(student))), images, ignore_index=ignore_index)
-    clean = json.loads((student / "scores.json").read_text(encoding="utf-8"))
+    clean = json.loads((student / SCORES).read_text(encoding="utf-8"))
     scores = clean | {"mean_iou": evaluation.scores()["mean_iou"]}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"counts": evaluation.per_image.int()}, folder / "counts.safetensors")
-    write_json(scores, folder / "scores.json")  # last: it says that all is there
+    save_file({"counts": evaluation.per_image.int()}, folder / COUNTS)
+    write_json(scores, folder / SCORES)  # last: it says that all is there
     print(f"{folder}: {100 * scores['mean_iou']:.2f}", flush=True)
 
 
 def collect(folders: list[Path], target: Path) -> None:
     """Put the scores of all students under one disturbance into one folder of results."""
-    scores = [json.loads((folder / "scores.json").read_text(encoding="utf-8")) for folder in folders]
-    counts = [load_file(folder / "counts.safetensors")["counts"] for folder in folders]
+    scores = [json.loads((folder / SCORES).read_text(encoding="utf-8")) for folder in folders]
+    counts = [load_file(folder / COUNTS)["counts"] for folder in folders]
     target.mkdir(parents=True, exist_ok=True)
     write_results(scores, counts, "baseline", target)
 

@@ -67,8 +67,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
             if dataset.bands is not None and Bands.of(processor) is None:
                 raise ValueError("The file takes 8-bit RGB as its model does, the images of this dataset have bands.")
         scored = dataset.evaluation_set(arguments.split) if dataset else None
-        if scored and arguments.size:
-            check_size(arguments.size, scored[0]["pixel_values"].shape[-2:])
+        if dataset and arguments.size:
+            check_size(arguments.size, scored, "to score")
+            if "int8" in arguments.precisions:
+                training = dataset.evaluation_set(dataset.spec.train_split)
+                check_size(arguments.size, training, "to calibrate int8 on")
         made_with = {"model": fingerprint(model, processor), "output": arguments.output, "size": arguments.size}
         begin_export(Path(arguments.output_dir), made_with, arguments.overwrite)
         paths = write_files(model, processor, dataset, arguments)
@@ -93,16 +96,17 @@ def main(argv: list[str] | None = None) -> list[dict]:
     return rows
 
 
-def check_size(size: list[int], found: tuple[int, int]) -> None:
-    """Check that a file of fixed size can score the images; `found` is the height and width of the first one.
+def check_size(size: list[int], images, purpose: str) -> None:
+    """Check that a file of fixed size takes the first of the images.
 
     Raises:
-        ValueError: If it cannot.
+        ValueError: If it does not.
     """
-    if tuple(found) != tuple(size):
+    height, width = images[0]["pixel_values"].shape[-2:]
+    if [height, width] != list(size):
         raise ValueError(
-            f"--size {size[0]} {size[1]}, but the first image to score has {found[0]}x{found[1]} pixels: a file of "
-            "fixed size could not take it. Leave --size out, give the images' size, or score no images."
+            f"--size {size[0]} {size[1]}, but the first image {purpose} has {height}x{width} pixels: a file of fixed "
+            "size could not take it. Leave --size out, or give the size of the images."
         )
 
 

@@ -2,8 +2,8 @@
 
 Seen with torch 2.13 where maps are stored channels last, as inductor stores them too. On an Intel Xeon with AMX, the
 weight gradient of a depthwise convolution had nothing to do with the right one, or was infinite. On an AMD EPYC the
-same holds for any number of groups, and for more than 16 input channels that are no multiple of 16; some such
-convolutions ended the process. So a process of its own computes them:
+same holds for any convolution of several groups, and for more than 16 input channels that are no multiple of 16; some
+of these ended the process. So a process of its own computes them:
 
     python -m hf_segkd.training.bfloat16 '[[25, 25, [3, 3], [1, 1], [2, 2], [2, 2], 1]]'
 """

@@ -11,6 +11,8 @@ from PIL import Image
 from dataset_builders import open_dataset, open_from_arguments
 from helpers.own_photos import COLUMNS, NAMES, ids, picture, save, table, write_photos
 from helpers.paths import ROOT
+from helpers.tiny import TINY
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.recipe import parse
 from hf_segkd.training.config import DistillationConfig
 
@@ -135,6 +137,20 @@ def test_scripts_train_and_evaluate_on_a_folder_and_on_an_opened_dataset(tmp_pat
             [str(tmp_path / "run" / "recipe.yaml"), "--output_dir", str(tmp_path / "again"), "--overwrite"]
         )
         assert again["per_class_iou"] == report["per_class_iou"]
+
+
+def test_a_fixed_size_that_int8_cannot_be_calibrated_with_is_refused(tmp_path):
+    """The images to score fit, so that the fp32 file was written before anybody saw the training images."""
+    for part in load_model(TINY, id2label=dict(enumerate(NAMES))):
+        part.save_pretrained(tmp_path / "student")
+    for split, size in (("train", (40, 32)), ("val", (32, 40))):
+        save(tmp_path / "photos" / "images" / split / "0.png", picture(0, size))
+        save(tmp_path / "photos" / "masks" / split / "0.png", ids(0, size))
+    student, photos = str(tmp_path / "student"), str(tmp_path / "photos")
+    argv = [student, "--data", photos, "--labels", *NAMES, "--size", "40", "32"]
+    with pytest.raises(SystemExit, match="the first image to calibrate int8 on has 32x40 pixels"):
+        script("export").main([*argv, "--precisions", "int8", "--output_dir", str(tmp_path / "onnx")])
+    assert not (tmp_path / "onnx").exists()
 
 
 def test_every_command_takes_photos_by_the_flag_of_distill(tmp_path, capsys, module_without_figures):
