@@ -123,7 +123,10 @@ def parse(
     hints = {name: hint for cls in dataclass_types for name, hint in get_type_hints(cls).items()}
     parser = _parser(dataclass_types, hints, recipe)
     try:
-        values = vars(parser.parse_args([word for key, values in given for word in _as_words(key, values)]))
+        options, stray = parser.parse_known_args([word for key, values in given for word in _as_words(key, values)])
+        if stray:
+            raise ValueError(f"{' '.join(stray)!r} belongs to no flag. Recipes come before the first flag.")
+        values = vars(options)
         for key, _ in given:
             name = key if key in fields else key.removeprefix("no_")
             if str in get_args(hints.get(name)) and isinstance(values[name], list) and len(values[name]) == 1:

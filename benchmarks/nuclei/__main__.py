@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 FOUND = HERE.parent / "results" / "nuclei"
 PAGE = HERE.parents[1] / "docs" / "nuclei.md"
 MARKS = ("<!-- results -->\n", "<!-- end of results -->\n")
+KEPT = ("per_class_iou", "per_class_dice", "steps", "seconds_per_step", "images", "hardware", "commit", "models")
 METHODS, SEEDS, DEPLOYED = ("baseline", "kd", "kd_cwd"), ("1", "2", "3"), "kd_cwd"
 
 
@@ -42,12 +43,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     root = Path(arguments.output_dir)
-    data = [str(HERE / "data.yaml"), "--data_dir", arguments.data_dir]
+    data, place = str(HERE / "data.yaml"), ["--data_dir", arguments.data_dir]
     teacher, students = root / "teacher", root / "students"
     if missing_of_run(teacher):
-        start = ["--student.backbone_weights", arguments.backbone]
-        distill.main([*data, str(HERE / "teacher.yaml"), "baseline", *start, "--output_dir", str(teacher), "--resume"])
-    pair = [*data, str(HERE / "student.yaml"), "--teacher", str(teacher)]
+        start = ["--student.backbone_weights", arguments.backbone, "--output_dir", str(teacher), "--resume"]
+        distill.main([data, str(HERE / "teacher.yaml"), "baseline", *place, *start])
+    pair = [data, str(HERE / "student.yaml"), *place, "--teacher", str(teacher)]
     queue = ["--methods", *METHODS, "--seeds", *SEEDS, "--split", "validation", "--output_dir", str(students)]
     if failed := benchmark.main([*pair, *queue]):
         raise SystemExit(f"{failed} runs failed. Their logs lie in {students}.")
@@ -61,9 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name in (RESULTS, COUNTS):
         shutil.copyfile(students / name, FOUND / name)
     shutil.copyfile(file / "export.md", FOUND / "export.md")
-    kept = ("per_class_iou", "per_class_dice", "steps", "seconds_per_step", "images", "hardware", "commit", "models")
     metrics = json.loads((teacher / "metrics.json").read_text(encoding="utf-8"))
-    write_json({key: metrics[key] for key in kept}, FOUND / "teacher.json")
+    write_json({key: metrics[key] for key in KEPT}, FOUND / "teacher.json")
 
 
 def tables() -> str:

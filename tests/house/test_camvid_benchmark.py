@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import sys
+from itertools import takewhile
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,10 @@ import torch
 import yaml
 
 from helpers.paths import ROOT
+from hf_segkd.recipe import parse
 from hf_segkd.reports.files import write_json
+from hf_segkd.training.config import DistillationConfig
+from hf_segkd.training.options import ScriptArguments
 
 sys.path.append(str(ROOT))
 queue = importlib.import_module("benchmarks.camvid.__main__")
@@ -128,3 +132,30 @@ def test_tables_of_the_nuclei_are_what_their_command_writes():
     nuclei = importlib.import_module("benchmarks.nuclei.__main__")
     _, rest = nuclei.PAGE.read_text(encoding="utf-8").split(nuclei.MARKS[0])
     assert rest.split(nuclei.MARKS[1])[0] == nuclei.tables()
+
+
+def test_commands_of_the_nuclei_can_be_read(tmp_path, monkeypatch):
+    """A recipe after a flag ended the queue before its first step."""
+    nuclei = importlib.import_module("benchmarks.nuclei.__main__")
+    read = []
+
+    def distill(argv):
+        read.append(parse((ScriptArguments, DistillationConfig), argv)[1])
+
+    def benchmark(argv):
+        recipes = list(takewhile(lambda word: not word.startswith("-"), argv))
+        options, flags = nuclei.benchmark.parser().parse_known_args(argv[len(recipes) :])
+        for method in options.methods:
+            distill([*recipes, method, *flags])
+
+    monkeypatch.setattr(nuclei.distill, "main", distill)
+    monkeypatch.setattr(nuclei.benchmark, "main", benchmark)
+    monkeypatch.setattr(nuclei.export, "main", lambda argv: read.append(vars(nuclei.export.parser().parse_args(argv))))
+    monkeypatch.setattr(nuclei.shutil, "copyfile", lambda source, target: None)
+    monkeypatch.setattr(nuclei, "FOUND", tmp_path / "found")
+    write_json(dict.fromkeys(nuclei.KEPT, 0), tmp_path / "teacher" / "metrics.json")
+    nuclei.run(argparse.Namespace(data_dir="nuclei", backbone="weights", output_dir=str(tmp_path)))
+    teacher, *students, file = read
+    assert teacher["student"]["backbone_weights"] == "weights" and "teacher" not in teacher
+    assert [run["teacher"] for run in students] == [str(tmp_path / "teacher")] * len(nuclei.METHODS)
+    assert all(run["data_dir"] == "nuclei" for run in [teacher, *students, file])

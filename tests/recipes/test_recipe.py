@@ -158,6 +158,12 @@ def test_missing_recipe_file_is_named():
         parse((Options,), ["nowhere.yaml"])
 
 
+def test_recipe_after_a_flag_is_told_where_it_belongs(tmp_path):
+    """`distill camvid --data_dir CamVid kd_cwd` is easily written; argparse names the word and no reason."""
+    with pytest.raises(ValueError, match="'kd_cwd' belongs to no flag. Recipes come before the first flag"):
+        parse((Options,), [write(tmp_path, "recipe.yaml", "dataset: camvid"), "--rate", "1", "kd_cwd"])
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 100_000, "- " * 100_000, "a: [" * 60 + "]" * 60])
 def test_deep_nesting_is_refused_at_once(text):
     """PyYAML alone needs seconds for it, then ends in a RecursionError."""
