@@ -4,7 +4,8 @@
     python -m benchmarks.camvid --data_dir CamVid --checkpoints checkpoints --output_dir runs/camvid --stages methods
 
 `checkpoints` holds the released files of Structured KD, of which `ESP_SD+KD+CITY_65.1.pth` is the teacher, and one
-of ESPNet's, trained on Cityscapes. What a finished stage found is copied to `--results`, from which
+of ESPNet's, trained on Cityscapes; `best` also needs that of ESPNetv2-2.0, `starts` an ImageNet file of MobileNetV2
+(`mobilenetv2_imagenet.safetensors`). What a finished stage found is copied to `--results`, from which
 `python -m benchmarks.camvid.report` writes the tables.
 
 Stages, in this order:
@@ -21,6 +22,8 @@ Stages, in this order:
   scratch    46 labeled images as in `labels`, with `kd`, from scratch; three seeds, test split
   teachers   KD from one teacher on crops, from its stored maps of whole images, from those with flip and scales, from
              those of four teachers; half as many steps, three seeds, test split
+  starts     the best recipe of `weights` and the baseline from other starts: ESPNet-C from scratch, PSPNet-MobileNetV2
+             from ImageNet with the best of three learning rates on the validation split; three seeds, test split
   best       training and validation images together, more steps: ESPNet-C and ESPNetv2-2.0 from Cityscapes alone and
              with four teachers by the best recipe of `weights`, ESPNet-C then with frozen batch norms; ESPNet-C with
              the teachers for twice the steps, from Cityscapes and from scratch; one seed, test split
@@ -51,6 +54,7 @@ FACTORS = {"third": 1 / 3, "recipe": 1.0, "triple": 3.0}
 # Names of files in trials/.
 FROM_SCRATCH = ("center", "decay_0.1", "jitter", "rate_1e-3", "rate_4e-3")
 STARTED = ("center", "decay_0.1", "jitter", "rare_classes", "rare_classes_rate_1e-3", "rare_classes_rate_4e-3")
+IMAGENET_RATES = ("rare_classes_rate_5e-4", "rare_classes_rate_1e-3", "rare_classes")
 TRIAL_SEED, SEEDS = ("0",), ("1", "2", "3")
 START = "Cityscapes_ESPNet_C_Ours_60.pth"
 NO_CURVE = ("--eval_strategy", "no")  # the validation split is scored at the end only
@@ -129,6 +133,21 @@ def run_teachers(arguments: argparse.Namespace) -> None:
         queue(f"teachers/{name}", ["kd"], SEEDS, "test", arguments, [*steps, *stored])
 
 
+def run_starts(arguments: argparse.Namespace) -> None:
+    methods, flags = ["baseline", best_recipe(arguments)], [*teacher(arguments), *NO_CURVE]
+    queue("starts/scratch", methods, SEEDS, "test", arguments, flags, recipes=[str(HERE / "starts" / "scratch.yaml")])
+
+    recipes = [str(HERE / "starts" / "imagenet.yaml")]
+    weights = str(Path(arguments.checkpoints) / "mobilenetv2_imagenet.safetensors")
+    student = ["--student.backbone_weights", weights, *NO_CURVE]
+    names = trials(IMAGENET_RATES)
+    queue("starts/imagenet_trials", names, TRIAL_SEED, "validation", arguments, student, recipes=recipes)
+    trial = HERE / "trials" / f"{best_trial('starts/imagenet_trials', arguments)['method']}.yaml"
+    rate = ["--learning_rate", str(yaml.safe_load(trial.read_text(encoding="utf-8"))["learning_rate"])]
+    flags = [*teacher(arguments), *student, *rate]
+    queue("starts/imagenet", methods, SEEDS, "test", arguments, flags, recipes=recipes)
+
+
 def run_best(arguments: argparse.Namespace) -> None:
     four = ["--teacher", *(str(Path(arguments.checkpoints) / name) for name in FOUR)]
     stored = [*four, "--teacher_cache", str(Path(arguments.output_dir) / "teacher_cache_four")]
@@ -167,6 +186,7 @@ STAGES = {
     "unweighted": run_unweighted,
     "scratch": run_scratch,
     "teachers": run_teachers,
+    "starts": run_starts,
     "best": run_best,
 }
 
@@ -243,17 +263,17 @@ def _times(weight: float | dict[str, float], factor: float) -> float | dict[str,
 
 def best_factor(method: str, arguments: argparse.Namespace) -> str:
     """Name of the factor with the best validation score of the stage `weights`."""
-    return best_trial(method, arguments)["method"].removeprefix(f"{method}_")
+    return best_trial(f"weights/{method}", arguments)["method"].removeprefix(f"{method}_")
 
 
-def best_trial(method: str, arguments: argparse.Namespace) -> dict:
-    content = json.loads((Path(arguments.results) / "weights" / method / "results.json").read_text(encoding="utf-8"))
+def best_trial(stage: str, arguments: argparse.Namespace) -> dict:
+    content = json.loads((Path(arguments.results) / stage / "results.json").read_text(encoding="utf-8"))
     return max(content["runs"], key=lambda run: run["mean_iou"])
 
 
 def best_recipe(arguments: argparse.Namespace) -> str:
     """Path of the recipe with the best validation score of the whole stage `weights`."""
-    method = max(METHODS, key=lambda name: best_trial(name, arguments)["mean_iou"])
+    method = max(METHODS, key=lambda name: best_trial(f"weights/{name}", arguments)["mean_iou"])
     return scaled(method, best_factor(method, arguments), arguments)
 
 
