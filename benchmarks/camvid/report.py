@@ -53,6 +53,13 @@ TEACHERS = {
     "four": "the four released files trained with 2000 more images, averaged, stored",
 }
 
+# Results -> how the student starts, and which it is.
+STARTS = {
+    "starts/scratch": ("from scratch", "ESPNet-C"),
+    "starts/imagenet": ("from ImageNet", "PSPNet-MobileNetV2"),
+    "methods": ("from Cityscapes", "ESPNet-C"),
+}
+
 BEST = {
     "espnetc_alone": "ESPNet-C from Cityscapes, alone",
     "espnetc_alone_bfloat16": "the same in bfloat16 on an Intel Xeon",
@@ -76,8 +83,20 @@ LEVERS = (
 def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     results = Path(arguments.results)
-    parts = [HEAD, labels(results), started(results), weights(results), methods(results), robustness(results)]
-    parts += [best(results), baseline(results), unweighted(results), scratch(results), teachers(results)]
+    sections = (
+        labels,
+        started,
+        weights,
+        methods,
+        other_starts,
+        robustness,
+        best,
+        baseline,
+        unweighted,
+        scratch,
+        teachers,
+    )
+    parts = [HEAD, *(section(results) for section in sections)]
     Path(arguments.page).write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -235,6 +254,42 @@ def teachers(results: Path) -> str:
         "weight; the gain is that over the same seeds alone.\n"
     )
     return "\n".join([title, markdown_table(["teacher", "mIoU %", "gain [95 % interval]"], rows), note])
+
+
+def other_starts(results: Path) -> str:
+    """What the method with the best weight gains for students with other weights to begin with."""
+    title = "## How the student starts\n"
+    done = [name for name in STARTS if name != "methods" and is_there(results / name)]
+    if not done:
+        return not_run(title)
+    (method,) = (result.method for result in read_results(results / done[0]) if result.method != "baseline")
+    rows = []
+    for name in [*done, "methods"]:
+        found = {result.method: result for result in read_results(results / name)}
+        alone, taught = found["baseline"], found[method]
+        scores = [mean([*result.mean_iou.values()]) for result in (alone, taught)]
+        rows.append([*STARTS[name], str(alone.facts["steps"]), *scores, interval(taught.gain)])
+    taught = " ".join(name_and_factor(method))
+    head = ["the student starts", "student", "steps", "mIoU % alone", f"mIoU % with {taught}", "gain [95 % interval]"]
+    note = (
+        "\nTest split, seeds 1, 2 and 3, the 367 training images, class weights, the teacher of the table above. The "
+        "weight of the method was chosen for the student from Cityscapes and not tuned again.\n"
+    )
+    if is_there(results / "starts" / "imagenet_trials"):
+        note += f"Learning rate of the student from ImageNet, the best of three: {rates(results)}.\n"
+    missing = [" ".join(STARTS[name]) for name in STARTS if not is_there(results / name)]
+    if missing:
+        note += f"\nNot run yet: {'; '.join(missing)}.\n"
+    return "\n".join([title, markdown_table(head, rows), note])
+
+
+def rates(results: Path) -> str:
+    """Each learning rate that was tried from ImageNet, with its score on the validation split."""
+    scores = []
+    for result in read_results(results / "starts" / "imagenet_trials"):
+        trial = yaml.safe_load((HERE / "trials" / f"{result.method}.yaml").read_text(encoding="utf-8"))
+        scores.append(f"{trial['learning_rate']:g} scored {percent(result.mean_iou[0])}")
+    return ", ".join(scores) + " on the validation split (seed 0, alone)"
 
 
 def best(results: Path) -> str:
