@@ -17,7 +17,8 @@ import sys
 import torch
 from torch import nn
 
-ERROR = 1  # exit status of Python after an exception
+# Exit statuses that say nothing of a gradient: Python's after an exception, and that of SIGKILL, for want of memory.
+ERROR, KILLED = 1, -9
 
 
 def wrong_convolution(student: nn.Module) -> str | None:
@@ -34,8 +35,9 @@ def wrong_convolution(student: nn.Module) -> str | None:
         return None
     command = [sys.executable, "-m", "hf_segkd.training.bfloat16", f"[{', '.join(names)}]"]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode == ERROR:
-        raise RuntimeError(f"The gradients in bfloat16 could not be checked:\n{done.stderr}")
+    if done.returncode in (ERROR, KILLED):
+        reason = done.stderr or "the system ended the process, which it does when memory runs out."
+        raise RuntimeError(f"The gradients in bfloat16 could not be checked:\n{reason}")
     right = done.stdout.split().count("right")
     return None if right == len(names) else list(names.values())[right]
 
