@@ -139,7 +139,8 @@ def run_starts(arguments: argparse.Namespace) -> None:
 
     recipes = [str(HERE / "starts" / "imagenet.yaml")]
     weights = str(Path(arguments.checkpoints) / "mobilenetv2_imagenet.safetensors")
-    student = ["--student.backbone_weights", weights, *NO_CURVE]
+    described = {"model_type": "pspnet", "backbone": "mobilenetv2", "backbone_weights": weights}
+    student = ["--student", json.dumps(described), *NO_CURVE]
     names = trials(IMAGENET_RATES)
     queue("starts/imagenet_trials", names, TRIAL_SEED, "validation", arguments, student, recipes=recipes)
     trial = HERE / "trials" / f"{best_trial('starts/imagenet_trials', arguments)['method']}.yaml"
