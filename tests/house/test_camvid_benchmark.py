@@ -150,12 +150,17 @@ def test_commands_of_the_nuclei_can_be_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(nuclei.distill, "main", distill)
     monkeypatch.setattr(nuclei.benchmark, "main", benchmark)
-    monkeypatch.setattr(nuclei.export, "main", lambda argv: read.append(vars(nuclei.export.parser().parse_args(argv))))
+    for command in (nuclei.evaluate, nuclei.export):
+        parser = command.parser()
+        monkeypatch.setattr(command, "main", lambda argv, parser=parser: read.append(vars(parser.parse_args(argv))))
     monkeypatch.setattr(nuclei.shutil, "copyfile", lambda source, target: None)
     monkeypatch.setattr(nuclei, "FOUND", tmp_path / "found")
-    write_json(dict.fromkeys(nuclei.KEPT, 0), tmp_path / "teacher" / "metrics.json")
-    nuclei.run(argparse.Namespace(data_dir="nuclei", backbone="weights", output_dir=str(tmp_path)))
-    teacher, *students, file = read
+    write_json({}, tmp_path / "teacher" / "metrics.json")
+    arguments = argparse.Namespace(data_dir="nuclei", backbone="weights", output_dir=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="teacher_scores"):
+        nuclei.run(arguments)
+    teacher, scored, *students, file = read
     assert teacher["student"]["backbone_weights"] == "weights" and "teacher" not in teacher
+    assert scored["teacher"] == [str(tmp_path / "teacher")]
     assert [run["teacher"] for run in students] == [str(tmp_path / "teacher")] * len(nuclei.METHODS)
-    assert all(run["data_dir"] == "nuclei" for run in [teacher, *students, file])
+    assert all(run["data_dir"] == "nuclei" for run in [teacher, scored, *students, file])
