@@ -69,7 +69,6 @@ BEST = {
     "espnetc_taught_long": "ESPNet-C from Cityscapes, four teachers, twice the steps",
     "espnetv2_alone": "ESPNetv2-2.0 from Cityscapes, alone",
     "espnetv2_taught": "ESPNetv2-2.0 from Cityscapes, four teachers",
-    "espnetc_scratch_taught": "ESPNet-C from scratch, four teachers",
 }
 
 LEVERS = (
@@ -276,7 +275,7 @@ def other_starts(results: Path) -> str:
         "weight of the method was chosen for the student from Cityscapes and not tuned again.\n"
     )
     if is_there(results / "starts" / "imagenet_trials"):
-        note += f"Learning rate of the student from ImageNet, the best of three: {rates(results)}.\n"
+        note += f"Learning rate of the student from ImageNet, the better of two: {rates(results)}.\n"
     missing = [" ".join(STARTS[name]) for name in STARTS if not is_there(results / name)]
     if missing:
         note += f"\nNot run yet: {'; '.join(missing)}.\n"
