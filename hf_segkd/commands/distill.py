@@ -187,7 +187,7 @@ def build(
     from hf_segkd.loading.bands import check_reads, student_for_bands
     from hf_segkd.loading.norm_calibration import calibrate_folded_norms
     from hf_segkd.loading.students import load_student, resolve_student
-    from hf_segkd.training.checks import check_unlabeled, load_teacher
+    from hf_segkd.training.checks import check_teacher, check_unlabeled, load_teacher
     from hf_segkd.training.inputs import training_data
     from hf_segkd.training.stored_teacher import attach, stored_teacher
     from hf_segkd.training.trainer import DistillationTrainer
@@ -197,12 +197,14 @@ def build(
     spec = dataset.spec
     check_unlabeled(script, config)
     teacher, teacher_processor = None, None
-    if not script.teacher_cache:
-        description = TeacherDescription.from_arguments(script)
+    description = TeacherDescription.from_arguments(script)
+    is_taught = check_teacher(description, config.losses)
+    if description and not is_taught and config.should_log:
+        print("The teacher is not used: no loss needs one.")
+    if is_taught and not script.teacher_cache:
         hints = (script.teacher_features, script.trust_remote_code)
         teacher, teacher_processor = load_teacher(description, config.losses, spec.labels, *hints)
-        if teacher is not None:
-            check_reads(teacher_processor, dataset.bands, "teacher")
+        check_reads(teacher_processor, dataset.bands, "teacher")
     set_seed(config.seed)
     described, fields = resolve_student(script.student), {}
     for option in ("quantization_aware", "freeze_batch_norm"):
@@ -222,7 +224,7 @@ def build(
         student, processor = student_for_bands(student, processor, dataset.bands, data.whole_train, fields, is_new)
     check_reads(processor, dataset.bands, "student")
     calibrate_folded_norms(student, processor, data.train)
-    if script.teacher_cache:
+    if is_taught and script.teacher_cache:
         attach(stored_teacher(script, config, dataset, data), data, student)
     trainer = DistillationTrainer(
         student,

@@ -28,7 +28,8 @@ def check_cache(script: ScriptArguments, config: DistillationConfig) -> None:
     """Refuse what a cache cannot do, before anything is read.
 
     Raises:
-        ValueError: Losses that ask for more than logits or for no teacher, or a cache without a folder.
+        ValueError: Losses that ask for more than logits, `cache_only` without a folder or without a loss that
+            needs a teacher.
     """
     if script.cache_only and not script.teacher_cache:
         raise ValueError("--cache_only fills a cache. Give its folder: --teacher_cache FOLDER.")
@@ -37,8 +38,9 @@ def check_cache(script: ScriptArguments, config: DistillationConfig) -> None:
     if script.teacher_features is not None:
         raise ValueError("teacher_features: a teacher cache holds logits and nothing else. Leave one of them out.")
     check_logits_only(config.losses, "A teacher cache holds logits and nothing else")
-    if not check_teacher(TeacherDescription.from_arguments(script), config.losses):
-        raise ValueError("--teacher_cache: no loss needs a teacher. Leave it out, or add a loss such as kd.")
+    is_taught = check_teacher(TeacherDescription.from_arguments(script), config.losses)
+    if script.cache_only and not is_taught:
+        raise ValueError("--cache_only: no loss needs a teacher. Add one such as kd.")
 
 
 def stored_teacher(

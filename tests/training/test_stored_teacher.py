@@ -79,6 +79,14 @@ def test_training_needs_no_teacher_once_the_cache_is_full(tmp_path, teacher):
     assert "knowledge-distillation" in card and "teacher_cache: " in card
 
 
+def test_cache_is_left_alone_where_no_loss_needs_a_teacher(tmp_path, teacher, capsys):
+    """`hf-segkd benchmark` gives one command line to all methods, also to the baseline."""
+    given = recipe(tmp_path, losses={"task": {}}, teacher=teacher)
+    report = distill.main([given, "--teacher_cache", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "run")])
+    assert "The teacher is not used: no loss needs one." in capsys.readouterr().out
+    assert "stored_teacher" not in report and not (tmp_path / "cache").exists()
+
+
 def test_labels_and_order_may_change_and_images_may_not(tmp_path, teacher, caplog):
     """Whoever labels more images must not pay for the teacher again; whoever replaces one must."""
     caplog.set_level("INFO", "hf_segkd")
@@ -97,7 +105,7 @@ def test_labels_and_order_may_change_and_images_may_not(tmp_path, teacher, caplo
     "options, message",
     [
         (["--losses.cwd", "{}"], "A teacher cache holds logits and nothing else, but these losses ask for more: cwd"),
-        (["--losses.kd", "null"], "no loss needs a teacher"),
+        (["--losses.kd", "null", "--cache_only"], "--cache_only: no loss needs a teacher"),
         (["--teacher_features", "decode_head"], "teacher_features"),
     ],
 )
