@@ -156,11 +156,11 @@ def test_commands_of_the_nuclei_can_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(nuclei.shutil, "copyfile", lambda source, target: None)
     monkeypatch.setattr(nuclei, "FOUND", tmp_path / "found")
     write_json({}, tmp_path / "teacher" / "metrics.json")
-    arguments = argparse.Namespace(data_dir="nuclei", backbone="weights", output_dir=str(tmp_path))
+    arguments = argparse.Namespace(data_dir="nuclei", weights="start.pth", output_dir=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="teacher_scores"):
         nuclei.run(arguments)
     teacher, scored, *students, file = read
-    assert teacher["student"]["backbone_weights"] == "weights" and "teacher" not in teacher
+    assert teacher["student"] == "start.pth" and "teacher" not in teacher
     assert scored["teacher"] == [str(tmp_path / "teacher")]
     assert [run["teacher"] for run in students] == [str(tmp_path / "teacher")] * len(nuclei.METHODS)
     assert all(run["data_dir"] == "nuclei" for run in [teacher, scored, *students, file])
