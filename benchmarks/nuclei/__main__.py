@@ -32,7 +32,7 @@ MARKS = ("<!-- results -->\n", "<!-- end of results -->\n")
 SCORES = ("per_class_iou", "per_class_dice", "images")
 TRAINING = ("steps", "seconds_per_step", "hardware", "commit", "models")
 VIEWS = ("--teacher_flip",)
-METHODS, SEEDS, DEPLOYED = ("baseline", "kd", "kd_cwd"), ("1", "2", "3"), "kd_cwd"
+METHODS, SEEDS, DEPLOYED = ("baseline", "kd", "kd_cwd", "dist"), ("1", "2", "3"), "kd_cwd"
 
 
 def main(argv: list[str] | None = None) -> None:
