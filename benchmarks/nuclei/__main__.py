@@ -16,21 +16,28 @@ import shutil
 import statistics
 from pathlib import Path
 
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dataset_builders import open_dataset
 from hf_segkd.commands import benchmark, distill, evaluate, export
+from hf_segkd.evaluation.segmenter import Segmenter
+from hf_segkd.loading.any_model import load_model
 from hf_segkd.reports.files import write_json
 from hf_segkd.reports.method_benchmark import COUNTS, RESULTS, read_results
+from hf_segkd.reports.prediction_figure import prediction_figure
 from hf_segkd.reports.tables import markdown_table
 from hf_segkd.training.finished_run import missing_of_run
 
 HERE = Path(__file__).resolve().parent
 FOUND = HERE.parent / "results" / "nuclei"
 PAGE = HERE.parents[1] / "docs" / "nuclei.md"
+FIGURE = HERE.parents[1] / "docs" / "images" / "nuclei.png"
 MARKS = ("<!-- results -->\n", "<!-- end of results -->\n")
 SCORES = ("per_class_iou", "per_class_dice", "images")
 TRAINING = ("steps", "seconds_per_step", "hardware", "commit", "models")
+FOLDER = ("dataset", "labels", "value_255", "validation_fraction")  # keys of data.yaml that every command takes
 VIEWS = ("--teacher_flip",)
 METHODS, SEEDS, DEPLOYED = ("baseline", "kd", "kd_cwd", "dist"), ("1", "2", "3"), "kd_cwd"
 
@@ -52,8 +59,11 @@ def run(arguments: argparse.Namespace) -> None:
         start = ["--student", arguments.weights, "--output_dir", str(teacher), "--resume"]
         distill.main([data, str(HERE / "teacher.yaml"), "baseline", *place, *start])
     described = ["--teacher", str(teacher), *VIEWS]
-    flags = ["--dataset", "folder", *place, "--labels", "background", "nucleus", "--value_255", "object"]
-    flags += ["--validation_fraction", "0.3", "--split", "validation"]
+    settings = yaml.safe_load(Path(data).read_text(encoding="utf-8"))
+    folder = {key: settings[key] for key in FOLDER} | {"data_dir": arguments.data_dir}
+    flags = ["--split", "validation"]
+    for key, value in folder.items():
+        flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     scored = root / "teacher_scores"
     if not (scored / "metrics.json").is_file():
         evaluate.main([*described, *flags, "--output_dir", str(scored)])
@@ -72,6 +82,10 @@ def run(arguments: argparse.Namespace) -> None:
     alone, viewed = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (teacher, scored))
     kept = {key: alone[key] for key in (*SCORES, *TRAINING)} | {"viewed": {key: viewed[key] for key in SCORES}}
     write_json(kept, FOUND / "teacher.json")
+    drawn = {"alone": students / "baseline" / "seed1", DEPLOYED: students / DEPLOYED / "seed1", "teacher": teacher}
+    segmenters = {title: Segmenter(*load_model(str(model))) for title, model in drawn.items()}
+    dataset = open_dataset(folder.pop("dataset"), **folder)
+    prediction_figure(segmenters, dataset.evaluation_set("validation"), dataset.spec).save(FIGURE)
 
 
 def tables() -> str:
