@@ -39,9 +39,9 @@ schedule in `benchmarks/camvid/schedule.yaml`; scores are of whole images at 360
 images) is scored once for each run; everything that is chosen is chosen on the validation split (101 images) with
 another seed. Scores on the test split are some 10 points lower than on the validation split.
 
-All runs took one core, with torch 2.13.0+cpu. The first table of methods, that of other conditions and the best
-students were computed in float32 on an AMD EPYC, everything else in bfloat16 on an Intel Xeon; the schedule was
-changed to float32 because that AMD processor computes wrong gradients in bfloat16.
+All runs took one core, with torch 2.13.0+cpu. The first table of methods, that of the starts, that of other conditions
+and the best students were computed in float32 on an AMD EPYC, everything else in bfloat16 on an Intel Xeon; the
+schedule was changed to float32 because that AMD processor computes wrong gradients in bfloat16.
 """
 
 REPEATED = "methods_bfloat16"

@@ -39,7 +39,7 @@ SCORES = ("per_class_iou", "per_class_dice", "images")
 TRAINING = ("steps", "seconds_per_step", "hardware", "commit", "models")
 FOLDER = ("dataset", "labels", "value_255", "validation_fraction")  # keys of data.yaml that every command takes
 VIEWS = ("--teacher_flip",)
-METHODS, SEEDS, DEPLOYED = ("baseline", "kd", "kd_cwd", "dist"), ("1", "2", "3"), "kd_cwd"
+METHODS, SEEDS, DEPLOYED = ("baseline", "kd", "kd_cwd"), ("1", "2", "3"), "baseline"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     alone, viewed = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (teacher, scored))
     kept = {key: alone[key] for key in (*SCORES, *TRAINING)} | {"viewed": {key: viewed[key] for key in SCORES}}
     write_json(kept, FOUND / "teacher.json")
-    drawn = {"alone": students / "baseline" / "seed1", DEPLOYED: students / DEPLOYED / "seed1", "teacher": teacher}
+    drawn = {name: students / name / "seed1" for name in ("baseline", "kd")} | {"teacher": teacher}
     segmenters = {title: Segmenter(*load_model(str(model))) for title, model in drawn.items()}
     dataset = open_dataset(folder.pop("dataset"), **folder)
     prediction_figure(segmenters, dataset.evaluation_set("validation"), dataset.spec).save(FIGURE)
