@@ -103,7 +103,7 @@ def tables() -> str:
         rows.append([result.method, *(mean(list(values)) for values in zip(*found, strict=True)), gain, minutes(time)])
     head = ["", "IoU of nucleus %", "Dice of nucleus %", "gain in mIoU [95 % interval]", "minutes of training"]
     note = (
-        f"\n{teacher['images']} pictures held out, whole, at their size; students: seeds 1, 2 and 3, mean and "
+        f"\n\n{teacher['images']} pictures held out, whole, at their size; students: seeds 1, 2 and 3, mean and "
         "standard deviation. The gain is that over the baseline in the mean IoU of both classes. "
         f"{teacher['hardware']}, shared with other work.\n\nThe files of the student of seed 1:\n\n"
     )

@@ -86,7 +86,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     ignore_index = dataset.spec.ignore_index if dataset else 255
     rows = measurements(segmenters, batches, pictures[0], scored, model.config.num_labels, ignore_index)
     height, width, _ = pictures[0].shape
-    conditions = f"{height} x {width} pixels, {torch.get_num_threads()} threads, {len(scored or ())} images scored"
+    threads = torch.get_num_threads()
+    used = f"{threads} thread" + ("s" if threads > 1 else "")
+    conditions = f"{height} x {width} pixels, {used}, {len(scored or ())} images scored"
     text = f"{to_markdown(rows, paths)}\n\n{conditions}\n"
     print(f"\n{text}")
     (Path(arguments.output_dir) / "export.md").write_text(text, encoding="utf-8")
