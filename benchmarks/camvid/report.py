@@ -161,8 +161,10 @@ def methods(results: Path) -> str:
     if is_there(results / "longer"):
         longer = read_results(results / "longer")[0]
         steps = f"baseline, {longer.facts['steps']} steps"
-        rows.insert(1, [steps, "", mean([*longer.mean_iou.values()]), "", "", f"{longer.seconds_per_step:.2f}"])
-        note += "The row of more steps is what the time of a teacher buys when it is spent on the baseline.\n"
+        more = gain(results / "longer", results / "methods", "baseline")
+        scored = [mean([*longer.mean_iou.values()]), interval(more), verdict(more)]
+        rows.insert(1, [steps, "", *scored, f"{longer.seconds_per_step:.2f}"])
+        note += "The row of more steps takes half as much time again: more than any teacher here costs.\n"
     else:
         note += "Not run yet: the baseline for as long as a run with a teacher takes.\n"
     head = ["method", "weights", "mIoU %", "gain [95 % interval]", "in words", "s / step"]
@@ -363,18 +365,22 @@ def score(folder: Path) -> str:
     return mean([*read_results(folder)[0].mean_iou.values()]) if is_there(folder) else ""
 
 
-def gain(folder: Path, alone: Path) -> tuple[float, float, float] | None:
-    """What a folder's method gains over that of another, with its interval; `None` if one has not been run."""
+def gain(folder: Path, alone: Path, method: str = "") -> tuple[float, float, float] | None:
+    """What a folder's method gains over that of another, with its interval; `None` if one has not been run.
+
+    `method` names the one to compare with where `alone` has several.
+    """
     if not (is_there(folder) and is_there(alone)):
         return None
-    ours, theirs = counts_of_seeds(folder), counts_of_seeds(alone)
+    ours, theirs = counts_of_seeds(folder), counts_of_seeds(alone, method)
     seeds = sorted(ours.keys() & theirs.keys())
     return paired_gain(*(torch.stack([counts[seed] for seed in seeds]) for counts in (ours, theirs)))
 
 
-def counts_of_seeds(folder: Path) -> dict[str, Tensor]:
-    """Seed -> intersections and unions of each image, of a folder with a single method."""
-    return {name.rpartition("/")[2]: counts for name, counts in load_file(folder / COUNTS).items()}
+def counts_of_seeds(folder: Path, method: str = "") -> dict[str, Tensor]:
+    """Seed -> intersections and unions of each image, of one method, or of a folder's only one."""
+    found = load_file(folder / COUNTS)
+    return {name.rpartition("/")[2]: counts for name, counts in found.items() if name.startswith(method)}
 
 
 def is_there(folder: Path) -> bool:
