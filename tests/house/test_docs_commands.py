@@ -15,7 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 from helpers.page_folder import RUNNABLE, script_of, write_folder
 from helpers.paths import ROOT
 from hf_segkd import commands
-from hf_segkd.commands import benchmark, distill
+from hf_segkd.commands import benchmark, distill, pretrain
 
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHOWING = [page for page in PAGES if "```bash" in page.read_text(encoding="utf-8")]
@@ -93,7 +93,8 @@ def stop_after_parsing(monkeypatch) -> None:
         return parse
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopping(parse_args))
-    monkeypatch.setattr(distill, "parse", to_the_end(distill.parse))
+    for command in (distill, pretrain):
+        monkeypatch.setattr(command, "parse", to_the_end(command.parse))
     monkeypatch.setattr(benchmark, "open_data", lambda recipes, *others: (recipes, None))
     monkeypatch.setattr(benchmark, "plan", to_the_end(benchmark.plan))
     monkeypatch.setattr(benchmark, "report", lambda folder: (_ for _ in ()).throw(Parsed))
