@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.camvid.__main__ import EVERY, FACTORS, HERE, METHODS, RESULTS
+from benchmarks.camvid.__main__ import EVERY, FACTORS, HERE, METHODS, RESULTS, SEEDS
 from benchmarks.camvid.robustness import DISTURBANCES
 from hf_segkd.evaluation.comparison import paired_gain
 from hf_segkd.reports.method_benchmark import COUNTS, MethodResult, read_results
@@ -45,6 +45,7 @@ schedule was changed to float32 because that AMD processor computes wrong gradie
 """
 
 REPEATED = "methods_bfloat16"
+NOT_RUN = ("ifvd", "cirkd", "cirkdv2", "cskd", "bpkd", "mgd", "af_dcd", "MSE of normalized features")
 TEACHERS = {
     "alone": "none",
     "live": "the 65.13 file, run on each crop",
@@ -167,6 +168,7 @@ def methods(results: Path) -> str:
         note += "The row of more steps takes half as much time again: more than any teacher here costs.\n"
     else:
         note += "Not run yet: the baseline for as long as a run with a teacher takes.\n"
+    note += f"Not run: {', '.join(NOT_RUN)}.\n"
     head = ["method", "weights", "mIoU %", "gain [95 % interval]", "in words", "s / step"]
     if is_there(results / REPEATED):
         note += "\n" + repeated(results)
@@ -280,6 +282,9 @@ def other_starts(results: Path) -> str:
     if is_there(results / "starts" / "imagenet_trials"):
         note += f"Learning rate of the student from ImageNet, the better of two: {rates(results)}.\n"
     missing = [" ".join(STARTS[name]) for name in STARTS if not is_there(results / name)]
+    for name in done:
+        run = read_results(results / name)[0].mean_iou
+        missing += [f"{' '.join(STARTS[name])}, seed {seed}" for seed in SEEDS if int(seed) not in run]
     if missing:
         note += f"\nNot run yet: {'; '.join(missing)}.\n"
     return "\n".join([title, markdown_table([*head, "gain [95 % interval]"], rows), note])
