@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     import torch
 
     from hf_segkd.deployment.onnx_segmenter import OnnxSegmenter, crops, images_of, measurements, to_markdown
+    from hf_segkd.evaluation.profiling import thread_count
     from hf_segkd.evaluation.segmenter import Segmenter
     from hf_segkd.loading.any_model import load_model
     from hf_segkd.loading.bands import check_reads
@@ -86,9 +87,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     ignore_index = dataset.spec.ignore_index if dataset else 255
     rows = measurements(segmenters, batches, pictures[0], scored, model.config.num_labels, ignore_index)
     height, width, _ = pictures[0].shape
-    threads = torch.get_num_threads()
-    used = f"{threads} thread" + ("s" if threads > 1 else "")
-    conditions = f"{height} x {width} pixels, {used}, {len(scored or ())} images scored"
+    threads = thread_count(torch.get_num_threads())
+    conditions = f"{height} x {width} pixels, {threads}, {len(scored or ())} images scored"
     text = f"{to_markdown(rows, paths)}\n\n{conditions}\n"
     print(f"\n{text}")
     (Path(arguments.output_dir) / "export.md").write_text(text, encoding="utf-8")

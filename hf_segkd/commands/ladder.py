@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     plain_logs()
     import torch
 
-    from hf_segkd.evaluation.profiling import hardware_name
+    from hf_segkd.evaluation.profiling import hardware_name, thread_count
 
     arguments.threads = arguments.threads or torch.get_num_threads()
     with readable_errors(ValueError, OSError, ImportError):
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     height, width = arguments.size
     conditions = (
         f"one image of {height} x {width} pixels, {arguments.num_labels} classes, {arguments.runtime}, fp32, "
-        f"{arguments.threads} {'thread' if arguments.threads == 1 else 'threads'}, {hardware_name('cpu')}, "
+        f"{thread_count(arguments.threads)}, {hardware_name('cpu')}, "
         f"median of {arguments.repeats} passes{busy}"
     )
     if arguments.json:

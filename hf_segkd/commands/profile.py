@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     plain_logs()
     import torch
 
-    from hf_segkd.evaluation.profiling import count_macs, hardware_name
+    from hf_segkd.evaluation.profiling import count_macs, hardware_name, thread_count
     from hf_segkd.evaluation.segmenter import default_device
     from hf_segkd.reports.tables import aligned_table, markdown_table
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
                 print(describe(rows[-1]), flush=True)
     conditions = (
         f"{arguments.batch_size} x 3 x {size[0]} x {size[1]}, {arguments.device}, {hardware_name(arguments.device)}, "
-        f"{arguments.threads} threads, torch {torch.__version__}, {arguments.repeats} passes"
+        f"{thread_count(arguments.threads)}, torch {torch.__version__}, {arguments.repeats} passes"
     )
     head, table = cells(rows)
     print(f"\n{aligned_table(head, table)}\n{conditions}\n")

@@ -105,6 +105,11 @@ def peak_memory_mib(device: str | torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def thread_count(threads: int) -> str:
+    """`"1 thread"` or `"2 threads"`, for the conditions of a measurement."""
+    return f"{threads} thread" if threads == 1 else f"{threads} threads"
+
+
 def hardware_name(device: str | torch.device) -> str:
     """Name of the GPU, or of the CPU."""
     if torch.device(device).type == "cuda":

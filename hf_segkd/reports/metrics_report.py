@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_segkd import __version__
 from hf_segkd.data import DatasetSpec
-from hf_segkd.evaluation.profiling import count_macs, hardware_name, peak_memory_mib
+from hf_segkd.evaluation.profiling import count_macs, hardware_name, peak_memory_mib, thread_count
 from hf_segkd.evaluation.scoring import evaluate
 from hf_segkd.evaluation.segmenter import WHOLE, Segmenter
 from hf_segkd.hub import pin_revision
@@ -84,8 +84,7 @@ def run_facts(trainer: DistillationTrainer, spec: DatasetSpec, size: Sequence[in
     size = tuple(size)
     hardware = hardware_name(trainer.args.device)
     if trainer.args.device.type == "cpu":
-        threads = torch.get_num_threads()
-        hardware += f", {threads} thread{'s' if threads > 1 else ''}"
+        hardware += f", {thread_count(torch.get_num_threads())}"
     losses = trainer.accelerator.unwrap_model(trainer.model).losses
     models = {"student": model_costs(trainer.student, size)}
     if trainer.teacher is not None:
