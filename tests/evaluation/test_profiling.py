@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_segkd.evaluation.profiling import count_macs, measure
+from hf_segkd.evaluation.profiling import count_macs, measure, thread_count
 from hf_segkd.models.compat import PreTrainedConfig
 
 
@@ -69,3 +69,7 @@ def test_ratios_refer_to_the_first_row():
     _, rows = benchmark_script().cells([first, {**first, "model": "b", "p50_ms": 5.0}])
     assert rows[1][:5] == ["b", "eager", "2.00 (1.00x)", "4.00 (1.00x)", "5.00 (0.50x)"]
     assert not any("x)" in cell for cell in rows[0])
+
+
+def test_one_thread_is_written_in_the_singular():
+    assert [thread_count(count) for count in (1, 2)] == ["1 thread", "2 threads"]
